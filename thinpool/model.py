@@ -1,0 +1,98 @@
+"""The terms of a store, as values: layers, their kinds, usage and changes."""
+
+import enum
+import re
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Literal
+
+import attrs
+
+from thinpool.errors import InvalidName
+
+NAME_MAX_BYTES = 255
+_NAME = re.compile(r"[A-Za-z0-9._:/@+-]+", re.ASCII)
+
+ChangeKind = Literal["A", "C", "D"]
+
+
+class Kind(enum.Enum):
+    """What may be done with a layer (containerd's snapshot kinds)."""
+
+    ACTIVE = "active"
+    VIEW = "view"
+    COMMITTED = "committed"
+
+
+@attrs.frozen
+class Layer:
+    """One layer of a store.
+
+    Attributes:
+        name: unique in the store.
+        parent: name of the parent layer, or None.
+        kind: active (writable), view (read-only, temporary) or committed (immutable, may be a parent).
+        created: when it was made, UTC; commit makes a new layer.
+        updated: when its record last changed, UTC; equal to `created` at first.
+        size: the size of its file system in bytes; 0 where the driver has no fixed size.
+        labels: free-form strings, containerd's labels.
+    """
+
+    name: str
+    parent: str | None
+    kind: Kind
+    created: datetime
+    updated: datetime
+    size: int
+    labels: Mapping[str, str] = attrs.field(factory=dict)
+
+
+@attrs.frozen
+class Usage:
+    """What a layer occupies, in bytes.
+
+    Attributes:
+        size: what the layer holds and its parent does not.
+        exclusive: what removing it frees.
+        referenced: all that it maps, shared or not.
+        inodes: number of inodes in use, or None where that is not known.
+    """
+
+    size: int
+    exclusive: int
+    referenced: int
+    inodes: int | None = None
+
+
+@attrs.frozen(order=False)
+class Change:
+    """One difference between two trees.
+
+    Attributes:
+        kind: `A` added, `C` changed, `D` deleted.
+        path: absolute within the layer; bytes that are no UTF-8 appear as `os.fsdecode` makes them.
+    """
+
+    kind: ChangeKind
+    path: str
+
+
+def check_name(name: str) -> str:
+    """Give back a valid layer name: 1-255 bytes of `[A-Za-z0-9._:/@+-]` in parts between slashes.
+
+    Raises:
+        InvalidName: naming the rule that is broken.
+    """
+    if not isinstance(name, str):
+        raise InvalidName(f"a layer name is a string, not {type(name).__name__}")
+    if not name:
+        raise InvalidName("a layer name must not be empty")
+    if len(name) > NAME_MAX_BYTES:
+        raise InvalidName(f"layer name of {len(name.encode(errors='surrogatepass'))} bytes; at most {NAME_MAX_BYTES} are allowed")
+    if _NAME.fullmatch(name) is None:
+        raise InvalidName(f"layer name {name!r} has a character outside A-Z a-z 0-9 . _ : / @ + -")
+    if name.startswith(("/", "-")):
+        raise InvalidName(f"layer name {name!r} must not start with {name[0]!r}")
+    if any(part in {"", ".", ".."} for part in name.split("/")):
+        raise InvalidName(f"layer name {name!r} has an empty part, '.' or '..' between slashes")
+    return name
