@@ -88,7 +88,7 @@ def check_name(name: str) -> str:
     if not name:
         raise InvalidName("a layer name must not be empty")
     if len(name) > NAME_MAX_BYTES:
-        raise InvalidName(f"layer name of {len(name.encode(errors='surrogatepass'))} bytes; at most {NAME_MAX_BYTES} are allowed")
+        raise InvalidName(f"layer name of {len(name)} characters; at most {NAME_MAX_BYTES} are allowed")
     if _NAME.fullmatch(name) is None:
         raise InvalidName(f"layer name {name!r} has a character outside A-Z a-z 0-9 . _ : / @ + -")
     if name.startswith(("/", "-")):

@@ -11,7 +11,9 @@ GIB = 1 << 30
 TIB = 1 << 40
 
 _PREFIXES = "KMGTPE"
-_SIZE = re.compile(r"(?P<number>\d{1,19}(?:\.\d{1,9})?)\s*(?:(?P<prefix>[kmgtpe])(?:i?b)?|b)?", re.IGNORECASE | re.ASCII)
+_SIZE = re.compile(
+    r"(?P<number>\d{1,19}(?:\.\d{1,9})?)\s*(?:(?P<prefix>[kmgtpe])(?:i?b)?|b)?", re.IGNORECASE | re.ASCII
+)
 
 
 def parse_size(text: str) -> int:
@@ -26,7 +28,7 @@ def parse_size(text: str) -> int:
     prefix = match["prefix"]
     shift = 10 * (_PREFIXES.index(prefix.upper()) + 1) if prefix else 0
     whole, _, fraction = match["number"].partition(".")
-    scale = 10 ** len(fraction)
+    scale: int = 10 ** len(fraction)
     size, rest = divmod(int(whole + fraction) << shift, scale)
     if rest:
         raise ConfigError(f"not a whole number of bytes: {text!r}")

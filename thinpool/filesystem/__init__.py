@@ -1,0 +1,1 @@
+"""File systems on layers: made, grown, mounted; the mount table."""

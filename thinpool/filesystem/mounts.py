@@ -1,0 +1,179 @@
+"""Mounts: detached ones made by file descriptor, attached ones, and the mount table."""
+
+import errno
+import os
+import re
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import attrs
+
+from thinpool.errors import LayerInUse, MountError
+from thinpool.filesystem import syscalls as sys
+
+_ESCAPE = re.compile(rb"\\([0-7]{3})")
+_MESSAGE_BYTES = 4096
+
+
+@attrs.frozen
+class MountEntry:
+    """One line of a mountinfo file (proc_pid_mountinfo(5)), of what a store needs to know.
+
+    Attributes:
+        mount_id: unique among the mounts of the moment.
+        device: (major, minor) of the mounted file system.
+        root: the path within the file system that is mounted.
+        target: where it is mounted.
+        read_only: the mount itself is read-only.
+        fs_type: type of the file system.
+        source: what the mounter named as the source.
+    """
+
+    mount_id: int
+    device: tuple[int, int]
+    root: str
+    target: Path
+    read_only: bool
+    fs_type: str
+    source: str
+
+
+def mount_table(path: str = "/proc/self/mountinfo") -> Iterator[MountEntry]:
+    """The mounts of this process's mount namespace, in the order they were made."""
+    with open(path, "rb") as file:
+        lines = file.read().splitlines()
+    for line in lines:
+        yield parse_mountinfo(line)
+
+
+def parse_mountinfo(line: bytes) -> MountEntry:
+    """One mountinfo line as a value."""
+    before, _, after = line.partition(b" - ")
+    fields = before.split(b" ")
+    fs_type, source = after.split(b" ")[:2]
+    major, _, minor = fields[2].partition(b":")
+    return MountEntry(
+        mount_id=int(fields[0]),
+        device=(int(major), int(minor)),
+        root=_unescape(fields[3]),
+        target=Path(_unescape(fields[4])),
+        read_only=b"ro" in fields[5].split(b","),
+        fs_type=_unescape(fs_type),
+        source=_unescape(source),
+    )
+
+
+def _unescape(field: bytes) -> str:
+    return os.fsdecode(_ESCAPE.sub(lambda match: bytes([int(match[1], 8)]), field))
+
+
+def detached_mount(fs_type: str, source: str, options: Sequence[str] = (), *, read_only: bool = False) -> int:
+    """Mount a file system nowhere: a file descriptor that holds it, in nobody's mount table, gone with the process.
+
+    Args:
+        fs_type: as in mount -t.
+        source: the device, or what stands for it.
+        options: `key=value` or `key`, as in mount -o, each one a superblock option.
+        read_only: writes through this mount are refused; whether the superblock is read-only is the option `ro`.
+
+    Raises:
+        MountError: with the kernel's own words where it has any.
+    """
+    attributes = sys.MOUNT_ATTR_NOATIME | (sys.MOUNT_ATTR_RDONLY if read_only else 0)
+    try:
+        context = sys.fsopen(fs_type)
+    except OSError as error:
+        reason = "the kernel has no such file system" if error.errno == errno.ENODEV else error.strerror
+        raise MountError(f"cannot mount {fs_type} from {source}: {reason}") from error
+    try:
+        sys.fsconfig(context, sys.FSCONFIG_SET_STRING, "source", source)
+        for option in options:
+            key, equals, value = option.partition("=")
+            if equals:
+                sys.fsconfig(context, sys.FSCONFIG_SET_STRING, key, value)
+            else:
+                sys.fsconfig(context, sys.FSCONFIG_SET_FLAG, key)
+        sys.fsconfig(context, sys.FSCONFIG_CMD_CREATE)
+        return sys.fsmount(context, attributes)
+    except OSError as error:
+        said = "; ".join(_messages(context))
+        detail = f"{os.strerror(error.errno or 0)}{f' ({said})' if said else ''}"
+        raise MountError(f"cannot mount {fs_type} from {source}: {detail}") from error
+    finally:
+        os.close(context)
+
+
+def _messages(context: int) -> Iterator[str]:
+    """What the kernel logged to a file-system context; each read gives one message, `e` before an error."""
+    while True:
+        try:
+            message = os.read(context, _MESSAGE_BYTES)
+        except OSError:
+            return
+        if not message:
+            return
+        yield os.fsdecode(message).strip().removeprefix("e ").removeprefix("w ")
+
+
+def open_target(target: Path) -> int:
+    """Open a directory to mount on, without following a symbolic link at its end.
+
+    Raises:
+        MountError: missing, no directory, or not accessible.
+    """
+    try:
+        return os.open(target, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise MountError(f"mount target {target} does not exist", hint=f"mkdir -p {target}") from error
+    except NotADirectoryError as error:
+        raise MountError(f"mount target {target} is not a directory") from error
+    except OSError as error:
+        raise MountError(f"mount target {target}: {error.strerror}") from error
+
+
+def attach(mount_fd: int, target: Path) -> None:
+    """Move a detached mount onto a directory; it is private, so it propagates to no other namespace.
+
+    Raises:
+        MountError: the target cannot be mounted on.
+    """
+    directory = open_target(target)
+    try:
+        sys.mount_setattr(mount_fd, propagation=sys.MS_PRIVATE)
+        sys.move_mount(mount_fd, directory)
+    except OSError as error:
+        raise MountError(f"cannot mount on {target}: {os.strerror(error.errno or 0)}") from error
+    finally:
+        os.close(directory)
+
+
+def unmount(target: Path) -> None:
+    """Undo the topmost mount at a target.
+
+    Raises:
+        LayerInUse: somebody works in it.
+        MountError: nothing is mounted there.
+    """
+    try:
+        sys.umount(str(target))
+    except OSError as error:
+        if error.errno == errno.EBUSY:
+            raise LayerInUse(
+                f"{target} is busy: a process has its working directory, a file or a mount in it",
+                hint=f"fuser -vm {target} names the processes",
+            ) from error
+        if error.errno in {errno.EINVAL, errno.ENOENT}:
+            raise MountError(f"nothing is mounted on {target}") from error
+        raise MountError(f"cannot unmount {target}: {os.strerror(error.errno or 0)}") from error
+
+
+def mounted_device(target: Path) -> tuple[int, int] | None:
+    """(major, minor) of the file system whose root is at that directory, None where it is no mount's root."""
+    with suppress(OSError):
+        here = os.stat(target, follow_symlinks=False)
+        parent = os.stat(target / "..")
+        if stat.S_ISDIR(here.st_mode) and (here.st_dev != parent.st_dev or here.st_ino == parent.st_ino):
+            return os.major(here.st_dev), os.minor(here.st_dev)
+    return None

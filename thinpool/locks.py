@@ -1,0 +1,105 @@
+"""Locks that die with their holder: open-file-description locks on single bytes of one file.
+
+Byte 0 is the store's writer lock; its content is a mark that says whether a writer is (or was, when it died) at work.
+Byte `LAYER_BASE + handle` is the lock of one layer. Threads exclude each other as processes do, because every
+acquisition opens the file anew (fcntl_locking(2), "Open file description locks"). Nothing has to be cleaned up after
+a crash: the kernel drops the locks of a dead process, and the mark is only ever looked at under the writer lock.
+
+Order, so that nobody waits in a circle: the writer lock before a layer's, and at most one layer's lock at a time.
+"""
+
+import errno
+import fcntl
+import os
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from thinpool.errors import ThinPoolError
+
+LAYER_BASE = 1 << 12
+_WRITER = 0
+_FLOCK = struct.Struct("@hhqqi")  # struct flock of fcntl(2)
+_AT_WORK = b"1"
+_AT_REST = b"0"
+
+
+class LockFile:
+    """The lock file of a store.
+
+    Args:
+        path: the file, made if it is missing; its directory must exist.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def _open(self) -> int:
+        return os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+    @contextmanager
+    def writer(self) -> Iterator["WriterMark"]:
+        """Hold the writer lock; the value tells whether the last writer died at work, and marks this one."""
+        fd = self._open()
+        try:
+            _lock(fd, _WRITER, wait=True)
+            yield WriterMark(fd)
+        finally:
+            os.close(fd)
+
+    @contextmanager
+    def layer(self, handle: int) -> Iterator[None]:
+        """Hold one layer's lock."""
+        fd = self._open()
+        try:
+            _lock(fd, LAYER_BASE + handle, wait=True)
+            yield
+        finally:
+            os.close(fd)
+
+    def try_layer(self, handle: int) -> int | None:
+        """Take one layer's lock if it is free: a file descriptor that holds it until it is closed, or None."""
+        fd = self._open()
+        try:
+            if _lock(fd, LAYER_BASE + handle, wait=False):
+                return fd
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)
+        return None
+
+
+class WriterMark:
+    """The mark of the writer lock's holder, in the page cache: it outlives the process, not the machine.
+
+    After a power cut the kernel's objects are gone too, and the store looks after what is left when it activates its
+    storage; so the mark is never synced.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def left_at_work(self) -> bool:
+        """Whether a writer before this one ended without saying that it was done."""
+        return os.pread(self._fd, 1, 0) == _AT_WORK
+
+    def begin(self) -> None:
+        """Say that storage and records may disagree from here on."""
+        os.pwrite(self._fd, _AT_WORK, 0)
+
+    def end(self) -> None:
+        """Say that storage and records agree."""
+        os.pwrite(self._fd, _AT_REST, 0)
+
+
+def _lock(fd: int, byte: int, *, wait: bool) -> bool:
+    request = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0)
+    try:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLKW if wait else fcntl.F_OFD_SETLK, request)
+    except OSError as error:
+        if not wait and error.errno in {errno.EAGAIN, errno.EACCES}:
+            return False
+        raise ThinPoolError(f"cannot lock the store: {os.strerror(error.errno or 0)}") from error
+    return True
