@@ -1,0 +1,1 @@
+"""The pool's books: the kernel's thin-pool metadata, read-only."""

@@ -1,0 +1,312 @@
+"""Metadata blocks, read past the page cache.
+
+The kernel writes a pool's metadata through dm-bufio, which shares nothing with the page cache of the block device: a
+buffered read may give a block as it was long ago. So every read here is O_DIRECT.
+"""
+
+import os
+import stat
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from mmap import mmap
+from types import TracebackType
+from typing import Protocol, Self
+
+import attrs
+
+from thinpool.errors import PoolFailed
+
+__all__ = ["BLOCK_SIZE", "MAX_BLOCKS", "BlockReader", "BlockSource", "DirectFile", "ReadCounters"]
+
+BLOCK_SIZE = 4096
+"""Bytes of a metadata block (`THIN_METADATA_BLOCK_SIZE` of the kernel's dm-thin-metadata.h)."""
+
+MAX_BLOCKS = 255 * 4080 * 4
+"""Most blocks that metadata can have: 255 bitmaps (`MAX_METADATA_BITMAPS`) with four counts a byte."""
+
+_RUN_BLOCKS = 64
+_GAP_BLOCKS = 8
+_CACHE_BLOCKS = 2048
+_SLOW_SECONDS = 0.0005
+_DEPTH = 16
+
+
+class BlockSource(Protocol):
+    """Where metadata blocks come from."""
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks there are."""
+
+    def read(self, block: int, count: int = 1) -> bytes:
+        """The bytes of `count` blocks from `block` on.
+
+        Raises:
+            PoolFailed: they lie outside, or cannot be read.
+        """
+
+    def close(self) -> None:
+        """Let go of what the source holds."""
+
+
+class DirectFile:
+    """A metadata device, or an image of one in a file, opened read-only with O_DIRECT.
+
+    A regular file on a file system without O_DIRECT (tmpfs of older kernels) is read through the page cache, which is
+    all there is of it; a block device never is. Reads may come from several threads at once.
+    """
+
+    def __init__(self, fd: int, name: str) -> None:
+        """Take over a file descriptor, to be closed by `close`."""
+        self._fd = fd
+        self._name = name
+        self._local = threading.local()
+        self.blocks = min(os.lseek(fd, 0, os.SEEK_END) // BLOCK_SIZE, MAX_BLOCKS)
+
+    @classmethod
+    def open(cls, device: str | bytes | os.PathLike[str] | int) -> Self:
+        """Open a device or image by path, or anew by a file descriptor that the caller keeps.
+
+        Raises:
+            PoolFailed: it cannot be opened, or is neither block device nor regular file.
+        """
+        name = f"file descriptor {device}" if isinstance(device, int) else os.fsdecode(device)
+        path = f"/proc/self/fd/{device}" if isinstance(device, int) else device
+        try:
+            fd = cls._open_direct(path)
+        except OSError as error:
+            raise PoolFailed(f"cannot open metadata device {name}: {error.strerror}") from error
+        try:
+            _check_kind(fd, name)
+            return cls(fd, name)
+        except BaseException:
+            os.close(fd)
+            raise
+
+    @staticmethod
+    def _open_direct(path: str | bytes | os.PathLike[str]) -> int:
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+        try:
+            return os.open(path, flags | os.O_DIRECT)
+        except OSError:
+            if not stat.S_ISREG(os.stat(path).st_mode):
+                raise
+        return os.open(path, flags)
+
+    def read(self, block: int, count: int = 1) -> bytes:
+        """The bytes of `count` blocks (64 at the most) from `block` on.
+
+        Raises:
+            PoolFailed: they lie beyond the end, or the device gives an error.
+        """
+        if not 0 <= block <= self.blocks - count:
+            raise PoolFailed(
+                f"metadata block {block + count - 1} lies outside the {self.blocks} blocks of {self._name}"
+            )
+        size = count * BLOCK_SIZE
+        buffer = memoryview(self._buffer())[:size]
+        try:
+            got = os.preadv(self._fd, [buffer], block * BLOCK_SIZE)
+        except OSError as error:
+            raise PoolFailed(f"metadata block {block} of {self._name} cannot be read: {error.strerror}") from error
+        if got != size:
+            raise PoolFailed(f"metadata block {block} of {self._name}: {got} bytes read where {size} were asked for")
+        return bytes(buffer)
+
+    def _buffer(self) -> mmap:
+        buffer: mmap | None = getattr(self._local, "buffer", None)
+        if buffer is None:  # anonymous memory is page-aligned, as O_DIRECT wants it
+            buffer = self._local.buffer = mmap(-1, _RUN_BLOCKS * BLOCK_SIZE)
+        return buffer
+
+    def close(self) -> None:
+        """Close the file; a second call does nothing."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+@attrs.frozen
+class ReadCounters:
+    """What has been read so far.
+
+    Attributes:
+        reads: read calls to the source.
+        bytes: bytes they gave.
+    """
+
+    reads: int
+    bytes: int
+
+
+class BlockReader:
+    """Metadata blocks through a bounded cache, with read-ahead that suits the disk.
+
+    Blocks that lie close together are read in one call. Where a read was seen to take longer than half a millisecond,
+    read-ahead keeps up to 16 calls under way at once; on a faster device threads would only cost.
+    """
+
+    def __init__(
+        self,
+        source: BlockSource,
+        *,
+        cache_blocks: int = _CACHE_BLOCKS,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        """Read from a source, which is closed with the reader.
+
+        Args:
+            source: the device.
+            cache_blocks: how many blocks are kept, at least 1.
+            clock: seconds, to measure the source's latency with.
+        """
+        self._source = source
+        self._cache: OrderedDict[int, bytes] = OrderedDict()
+        self._cache_blocks = max(1, cache_blocks)
+        self._clock = clock
+        self._latency = 0.0
+        self._reads = 0
+        self._blocks_read = 0
+        self._executor: ThreadPoolExecutor | None = None
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks the source has."""
+        return self._source.blocks
+
+    @property
+    def counters(self) -> ReadCounters:
+        """What was read from the source since the reader was made."""
+        return ReadCounters(self._reads, self._blocks_read * BLOCK_SIZE)
+
+    @property
+    def depth(self) -> int:
+        """How many reads read-ahead keeps under way, by the latency measured so far."""
+        return _DEPTH if self._latency > _SLOW_SECONDS else 1
+
+    @property
+    def window(self) -> int:
+        """How many blocks are worth reading ahead at once; never more than the cache holds."""
+        return min(self._cache_blocks, _RUN_BLOCKS * (4 if self.depth > 1 else 1))
+
+    def read(self, block: int) -> bytes:
+        """The bytes of one block.
+
+        Raises:
+            PoolFailed: it lies outside the device, or cannot be read.
+        """
+        data = self._cache.get(block)
+        if data is None:
+            data, seconds = self._timed_read((block, 1))
+            self._account(seconds, 1)
+            self._keep(block, data)
+        else:
+            self._cache.move_to_end(block)
+        return data
+
+    def read_fresh(self, block: int) -> bytes:
+        """The bytes of one block as they are on the device now, whatever the cache holds.
+
+        Raises:
+            PoolFailed: it lies outside the device, or cannot be read.
+        """
+        self._cache.pop(block, None)
+        return self.read(block)
+
+    def prefetch(self, blocks: Iterable[int]) -> None:
+        """Bring blocks into the cache; at most `window` of them, the first ones.
+
+        What cannot be read is left for `read` to complain about.
+        """
+        wanted: set[int] = set()
+        limit = self.window
+        for block in blocks:
+            if block not in self._cache and 0 <= block < self.blocks:
+                wanted.add(block)
+                if len(wanted) >= limit:
+                    break
+        if len(wanted) < 2:
+            return
+        runs = _runs(sorted(wanted))
+        for run, result in zip(runs, self._read_runs(runs), strict=True):
+            if result is None:
+                continue
+            data, seconds = result
+            start, count = run
+            self._account(seconds, count)
+            for index in range(count):
+                if start + index in wanted:
+                    self._keep(start + index, data[index * BLOCK_SIZE : (index + 1) * BLOCK_SIZE])
+
+    def _read_runs(self, runs: Sequence[tuple[int, int]]) -> Iterable[tuple[bytes, float] | None]:
+        if self.depth == 1 or len(runs) == 1:
+            return map(self._try_read, runs)
+        if self._executor is None:
+            self._executor = ThreadPoolExecutor(_DEPTH, thread_name_prefix="metadata-read")
+        return self._executor.map(self._try_read, runs)
+
+    def _try_read(self, run: tuple[int, int]) -> tuple[bytes, float] | None:
+        try:
+            return self._timed_read(run)
+        except PoolFailed:
+            return None
+
+    def _timed_read(self, run: tuple[int, int]) -> tuple[bytes, float]:
+        start = self._clock()
+        return self._source.read(*run), self._clock() - start
+
+    def _account(self, seconds: float, blocks: int) -> None:
+        self._reads += 1
+        self._blocks_read += blocks
+        self._latency += (seconds - self._latency) / (1 if self._reads == 1 else 8)
+
+    def _keep(self, block: int, data: bytes) -> None:
+        self._cache[block] = data
+        if len(self._cache) > self._cache_blocks:
+            self._cache.popitem(last=False)
+
+    def close(self) -> None:
+        """Let go of the source, the cache and the threads; a second call does nothing."""
+        if self._executor is not None:
+            self._executor.shutdown()
+            self._executor = None
+        self._cache.clear()
+        self._source.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _check_kind(fd: int, name: str) -> None:
+    mode = os.fstat(fd).st_mode
+    if not stat.S_ISBLK(mode) and not stat.S_ISREG(mode):
+        raise PoolFailed(f"metadata device {name} is neither a block device nor a regular file")
+
+
+def _runs(blocks: Sequence[int]) -> list[tuple[int, int]]:
+    """Group sorted block numbers into (start, count), reading through small gaps."""
+    runs: list[tuple[int, int]] = []
+    start = end = blocks[0]
+    for block in blocks[1:]:
+        if block - end > _GAP_BLOCKS or block - start >= _RUN_BLOCKS:
+            runs.append((start, end - start + 1))
+            start = block
+        end = block
+    runs.append((start, end - start + 1))
+    return runs
