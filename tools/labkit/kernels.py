@@ -1,0 +1,146 @@
+"""The two kernels: where they are, and the command lines that boot them."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from labkit import packages
+from labkit.errors import LabError, UsageError
+
+HOST_ROOT, CONTROL, OUT = "hostroot", "control", "out"
+"""Names of the folders that the guest mounts from the host: `/` read-only, and two writable ones."""
+
+_MODULES = ("overlay", "loop", "dm-thin-pool", "dm-flakey", "dm-delay", "ext4", "crc32c_generic")
+_VIRTIO_MODULES = ("virtio_pci", "9pnet_virtio", "9p", "virtio_blk")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the guest is made of.
+
+    Attributes:
+        cpus: number of processors.
+        memory: bytes.
+        disks: paths on the host that the emulator opens, in the order of `$LAB_DISKS`.
+        folders: name to host path of the folders the guest mounts.
+        run_dir: the lab's own folder on the host.
+        initramfs: the guest's first file system.
+    """
+
+    cpus: int
+    memory: int
+    disks: Sequence[str]
+    folders: dict[str, Path]
+    run_dir: Path
+    initramfs: Path
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel that can be booted on this host.
+
+    Attributes:
+        name: `uml` or `qemu`.
+        image: the file that is run or loaded.
+        modules: its module tree on the host.
+        boot_modules: the modules inserted before anything else.
+        boot_limit: seconds after which a boot has failed.
+    """
+
+    name: str
+    image: Path
+    modules: Path
+    boot_modules: Sequence[str] = field(default=_MODULES)
+    boot_limit: float = 60.0
+
+    @property
+    def release(self) -> str:
+        """The kernel's release, as `uname -r` gives it."""
+        return self.modules.name
+
+    def command(self, machine: Machine) -> list[str]:
+        """The argument list that boots the machine."""
+        return (_uml_command if self.name == "uml" else _qemu_command)(self, machine)
+
+    def disk_paths(self, count: int) -> list[str]:
+        """Where so many disks appear in the guest."""
+        stem = "/dev/ubd" if self.name == "uml" else "/dev/vd"
+        return [stem + chr(ord("a") + number) for number in range(count)]
+
+    def share_type(self) -> str:
+        """The type of the file system that carries host folders into the guest."""
+        return "hostfs" if self.name == "uml" else "9p"
+
+
+def find_kernel(name: str, cpus: int, cache: Path) -> Kernel:
+    """The kernel of that name, installed if need be.
+
+    Raises:
+        UsageError: more processors than it can have.
+        LabError: it cannot be installed, or is not complete.
+    """
+    if name == "uml":
+        if cpus != 1:
+            raise UsageError(f"--cpus {cpus}: the uml kernel has one processor; --kernel qemu has as many as wanted")
+        packages.install(["uml"], cache)
+        kernel = Kernel(name, Path("/usr/bin/linux.uml"), _only_folder(Path("/usr/lib/uml/modules")))
+    else:
+        packages.install(["qemu"], cache)
+        home = packages.debian_kernel(cache)
+        modules = _only_folder(home / "lib" / "modules")
+        image = home / "boot" / f"vmlinuz-{modules.name}"
+        kernel = Kernel(name, image, modules, (*_VIRTIO_MODULES, *_MODULES), boot_limit=240.0)
+    if instead := os.environ.get("THINPOOL_LAB_MODULES"):
+        return Kernel(name, kernel.image, Path(instead, kernel.release), kernel.boot_modules, kernel.boot_limit)
+    return kernel
+
+
+def _only_folder(parent: Path) -> Path:
+    folders = sorted(parent.iterdir()) if parent.is_dir() else []
+    if not folders:
+        raise LabError(f"no kernel modules below {parent}")
+    return folders[-1]
+
+
+def _uml_command(kernel: Kernel, machine: Machine) -> list[str]:
+    disks = [f"ubd{number}={path}" for number, path in enumerate(machine.disks)]
+    return [
+        str(kernel.image),
+        f"umid={machine.run_dir.name}",  # names of its own, or two labs meet in the home directory
+        f"uml_dir={machine.run_dir}/",
+        f"mem={machine.memory >> 20}M",
+        f"initrd={machine.initramfs}",
+        *disks,
+        "con=null",
+        "con0=null,fd:1",
+        "con1=null",
+        "quiet",
+        "panic=-1",
+    ]
+
+
+def _qemu_command(kernel: Kernel, machine: Machine) -> list[str]:
+    accelerator = "kvm" if os.environ.get("THINPOOL_LAB_KVM") == "1" else "tcg,thread=multi"
+    command = [
+        "/usr/bin/qemu-system-x86_64",
+        *("-name", machine.run_dir.name),
+        *("-M", "q35", "-accel", accelerator, "-cpu", "host" if accelerator == "kvm" else "max"),
+        *("-smp", str(machine.cpus), "-m", f"{machine.memory >> 20}M"),
+        *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
+        *("-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"),
+        *("-kernel", str(kernel.image), "-initrd", str(machine.initramfs)),
+        *("-append", "console=ttyS0 quiet panic=-1 mitigations=off"),
+    ]
+    for tag, path in machine.folders.items():
+        mode = ",readonly=on" if tag == HOST_ROOT else ""
+        share = f"local,id={tag},path={_quoted(path)},security_model=none,multidevs=remap{mode}"
+        command += ["-fsdev", share, "-device", f"virtio-9p-pci,fsdev={tag},mount_tag={tag}"]
+    for number, disk in enumerate(machine.disks):
+        drive = f"file={_quoted(disk)},format=raw,if=none,id=disk{number},discard=unmap"
+        command += ["-drive", drive, "-device", f"virtio-blk-pci,drive=disk{number}"]
+    return command
+
+
+def _quoted(value: object) -> str:
+    return str(value).replace(",", ",,")  # QEMU's way to put a comma into an option
