@@ -12,7 +12,11 @@ from typing import Protocol, runtime_checkable
 
 import attrs
 
+from thinpool.filesystem.mounts import MountEntry
 from thinpool.model import Usage
+
+INTENT = "intent"
+"""Key of the handle that is about to be used, where others make storage in the same number space."""
 
 
 @attrs.frozen
@@ -67,6 +71,12 @@ class Records(Protocol):
     def allot(self) -> int:
         """A handle that was never given out before, or is known to be free again."""
 
+    def skip(self, handle: int) -> None:
+        """Pass by a handle that somebody else uses."""
+
+    def claim(self, handle: int) -> None:
+        """Name the storage of an allotted handle as the driver's own."""
+
 
 class Driver(Protocol):
     """The storage of a store's layers.
@@ -76,11 +86,15 @@ class Driver(Protocol):
     """
 
     @property
-    def name(self) -> str:
-        """The driver's name, as in `-s NAME`."""
+    def options(self) -> Mapping[str, str]:
+        """The options in force, in canonical text, defaults included."""
 
-    def up(self) -> None:
-        """Make the storage ready for use; nothing happens where it is."""
+    @property
+    def shares_handles(self) -> bool:
+        """Whether others make storage in the same number space, so that an unknown number may be theirs."""
+
+    def up(self) -> bool:
+        """Make the storage ready for use; False where it was."""
 
     def down(self) -> None:
         """Let go of all kernel objects of the store; nothing of it may be mounted."""
@@ -106,8 +120,8 @@ class Driver(Protocol):
         The copy is a clean file system: what was written before the call is in it, without a journal to replay.
         """
 
-    def settle(self, handle: int) -> None:
-        """Make writable storage that nobody uses ready to become immutable (replay a journal that a crash left)."""
+    def flush(self, handle: int) -> None:
+        """Write out what is dirty in storage in use, so that a snapshot soon after holds its writers briefly."""
 
     def delete(self, handle: int) -> bool:
         """Remove storage that nobody uses; False where there was none.
@@ -128,11 +142,18 @@ class Driver(Protocol):
     def release(self, handle: int) -> bool:
         """Let go of what `attach` took, after an unmount; False while somebody still uses it."""
 
-    def usage(self, handle: int, parent: int | None) -> Usage:
-        """What the storage occupies, against its parent (None: against the empty file system)."""
+    def usages(self, layers: Sequence[tuple[int, int | None]]) -> Mapping[int, Usage]:
+        """What storage occupies, by handle.
 
-    def device_numbers(self, handle: int) -> Sequence[tuple[int, int]]:
-        """The (major, minor) pairs under which mounts of the handle appear in mountinfo; empty when inactive."""
+        Args:
+            layers: pairs of a handle and its parent's (None: compared with the empty file system).
+        """
+
+    def handle_of(self, entry: MountEntry) -> int | None:
+        """The handle whose file system a line of the mount table shows; None where it is none of this store."""
+
+    def mend(self) -> None:
+        """Undo what a process that died left half-way in the kernel (a suspended device)."""
 
     def status(self) -> DriverStatus:
         """Options, pool and warnings; cheap, without a fork."""
@@ -157,5 +178,45 @@ class Growable(Protocol):
         """Extend to new total sizes in bytes; nothing happens where that is the size already."""
 
 
-class HandleTaken(Exception):  # noqa: N818 - says what is the case, as errors of the standard library do
+@attrs.frozen
+class Context:
+    """Where a driver works.
+
+    Attributes:
+        root: the store's root directory.
+        directory: the driver's own directory below it.
+        records: its durable values.
+        recorded: the options in force until now; empty at creation.
+        given: the options that the caller names now.
+    """
+
+    root: Path
+    directory: Path
+    records: Records
+    recorded: Mapping[str, str]
+    given: Mapping[str, str]
+
+
+class DriverType(Protocol):
+    """How a driver is found and opened: what its entry point in the group `thinpool.drivers` names."""
+
+    @property
+    def name(self) -> str:
+        """The driver's name, as in `-s NAME`."""
+
+    def probe(self, root: Path) -> str | None:
+        """Why the driver cannot work on this host with that root; None where it can. Leaves nothing behind."""
+
+    def create(self, context: Context) -> Driver:
+        """Make the storage of a new store, or finish what a process that died began; then as `open`."""
+
+    def open(self, context: Context) -> Driver:
+        """Take up a store's storage, with options that are the recorded ones or can replace them.
+
+        Raises:
+            ConfigError: an option that is unknown, malformed, contradicting, or cannot be changed any more.
+        """
+
+
+class HandleTaken(Exception):
     """The number is in use by somebody else; the store skips it."""

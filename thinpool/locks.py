@@ -80,6 +80,7 @@ class WriterMark:
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
+        self.begun = False
 
     def left_at_work(self) -> bool:
         """Whether a writer before this one ended without saying that it was done."""
@@ -87,6 +88,7 @@ class WriterMark:
 
     def begin(self) -> None:
         """Say that storage and records may disagree from here on."""
+        self.begun = True
         os.pwrite(self._fd, _AT_WORK, 0)
 
     def end(self) -> None:

@@ -2,9 +2,9 @@
 
 import enum
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Literal
+from typing import Literal, overload
 
 import attrs
 
@@ -75,6 +75,29 @@ class Change:
 
     kind: ChangeKind
     path: str
+
+
+@attrs.frozen
+class Changes(Sequence[Change]):
+    """The differences between two layers, sorted by the bytes of their paths.
+
+    Attributes:
+        entries: the changes.
+        method: how they were found.
+    """
+
+    entries: tuple[Change, ...]
+    method: str
+
+    @overload
+    def __getitem__(self, index: int) -> Change: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Change]: ...
+    def __getitem__(self, index: int | slice) -> Change | Sequence[Change]:
+        return self.entries[index]
+
+    def __len__(self) -> int:
+        return len(self.entries)
 
 
 def check_name(name: str) -> str:

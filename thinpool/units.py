@@ -12,7 +12,7 @@ TIB = 1 << 40
 
 _PREFIXES = "KMGTPE"
 _SIZE = re.compile(
-    r"(?P<number>\d{1,19}(?:\.\d{1,9})?)\s*(?:(?P<prefix>[kmgtpe])(?:i?b)?|b)?", re.IGNORECASE | re.ASCII
+    r"(?P<number>\d{1,20}(?:\.\d{1,9})?)\s*(?:(?P<prefix>[kmgtpe])(?:i?b)?|b)?", re.IGNORECASE | re.ASCII
 )
 
 

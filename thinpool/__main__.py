@@ -1,0 +1,29 @@
+"""Entry of the `thinpool` command and of `python -m thinpool`.
+
+Only `--version` is answered here, before anything heavy is imported; all else is `thinpool.cli.app`.
+"""
+
+import sys
+
+from thinpool import __version__
+
+
+def main() -> int:
+    """Run the command line given in `sys.argv`; the exit status."""
+    arguments = sys.argv[1:]
+    if arguments == ["--version"]:
+        sys.stdout.write(f"thinpool {__version__}\n")
+        return 0
+    from thinpool.cli import signals  # noqa: PLC0415 - after the quick answer
+
+    signals.install()
+    try:
+        from thinpool.cli.app import run  # noqa: PLC0415 - an interrupt during the import is caught here
+
+        return run(arguments)
+    except KeyboardInterrupt as interrupt:
+        return signals.exit_status(interrupt)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

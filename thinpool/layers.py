@@ -1,0 +1,140 @@
+"""Layers made, committed and removed: the operations that change records and storage together."""
+
+import os
+from collections.abc import Callable, Mapping
+from typing import IO
+
+from thinpool import recovery
+from thinpool.errors import ConfigError, LayerInUse, WrongKind
+from thinpool.layer.unpack import unpack_layer
+from thinpool.model import Kind
+from thinpool.mounting import attached, targets, tree
+from thinpool.session import Session
+from thinpool.state import LayerRecord
+from thinpool.units import human_size
+
+
+def derive(
+    session: Session, name: str, parent: str | None, kind: Kind, size: int | None, labels: Mapping[str, str] | None
+) -> None:
+    """Make an active layer or a view.
+
+    Steps: storage with a reserved handle; one durable record that names it.
+    """
+    session.ready()
+    with session.writer() as mark:
+        session.refuse_taken(name)
+        above = session.parent(parent)
+        if above is not None and size is not None and size < above.size:
+            raise ConfigError(
+                f"size {human_size(size)} is less than the {human_size(above.size)} of the parent {above.name}"
+            )
+        mark.begin()
+        handle, made = session.create(above, size)
+        up = None if above is None else above.handle
+        session.state.add(session.new_record(handle, name, up, kind, size=made, labels=labels))
+
+
+def commit(session: Session, name: str, active: str, labels: Mapping[str, str] | None, *, live: bool) -> None:
+    """Commit an active layer, which goes on if `live`.
+
+    Steps where nobody uses the layer and it does not go on: one durable record. Else: a snapshot with a reserved
+    handle; one durable record that names it and, if not `live`, marks the layer's own storage for deletion, which
+    follows when its last user lets go.
+    """
+    session.ready()
+    record = session.record(active)
+    if record.kind is Kind.ACTIVE:
+        session.driver.flush(record.handle)
+    with session.writer() as mark:
+        session.refuse_taken(name)
+        with session.locked(active) as record:
+            if record.kind is not Kind.ACTIVE:
+                raise WrongKind(f"layer {active} is {record.kind.value}; only an active layer can be committed")
+            if not live and session.driver.release(record.handle):
+                session.state.commit(record.handle, name, session.now(), labels or {})
+                return
+            mark.begin()
+            handle = session.snapshot(record.handle)
+            copy = session.new_record(handle, name, record.parent, Kind.COMMITTED, size=record.size, labels=labels)
+            if live:
+                session.state.add(copy)
+            else:
+                session.state.commit_copy(copy, record.handle)
+
+
+def remove(session: Session, name: str) -> None:
+    """Remove a layer that has no children and is in nobody's use.
+
+    Steps: one durable record that gives the name free and marks the storage; the storage deleted; the record dropped,
+    which needs no durability of its own.
+    """
+    session.ready()
+    with session.writer() as mark, session.locked(name) as record:
+        session.refuse_children(record)
+        if not session.driver.release(record.handle):
+            where = targets(session, record.handle)
+            users = f"mounted on {', '.join(map(str, where))}" if where else "open or mounted by another process"
+            raise LayerInUse(f"layer {name} is {users}", hint=f"thinpool umount {name}")
+        mark.begin()
+        session.state.doom(record.handle)
+        recovery.sweep(session.state, session.driver, record)
+
+
+def fill(
+    session: Session,
+    name: str,
+    archive: IO[bytes],
+    parent: str | None,
+    labels: Mapping[str, str] | None,
+    progress: Callable[[int], None] | None,
+) -> None:
+    """Make a committed layer from an archive.
+
+    Steps: storage with a reserved handle and one durable record in the phase `filling`; the long work, under the
+    layer's lock alone; one durable record that makes the layer ready.
+    """
+    session.ready()
+    record, lock = _begin(session, name, parent, labels)
+    try:
+        with attached(session, record, read_only=False) as fd, tree(fd) as root:
+            unpack_layer(archive, root, progress=progress)
+        session.release_wholly(record)
+        session.state.publish(record.handle, session.now(), record.labels)
+    except BaseException:
+        with session.writer() as mark:
+            mark.begin()
+            session.state.doom(record.handle)
+            recovery.sweep(session.state, session.driver, record)
+        raise
+    finally:
+        os.close(lock)
+
+
+def _begin(
+    session: Session, name: str, parent: str | None, labels: Mapping[str, str] | None
+) -> tuple[LayerRecord, int]:
+    """New storage that an import fills, and the descriptor that holds its lock until the import is done."""
+    with session.writer() as mark:
+        session.refuse_taken(name)
+        above = session.parent(parent)
+        mark.begin()
+        handle, size = session.create(above, None)
+        record = session.new_record(
+            handle,
+            name,
+            None if above is None else above.handle,
+            Kind.COMMITTED,
+            size=size,
+            phase="filling",
+            labels=labels,
+        )
+        lock = session.locks.try_layer(handle)
+        if lock is None:
+            raise LayerInUse(f"storage number {handle} is held by another process")
+        try:
+            session.state.add(record)
+        except BaseException:
+            os.close(lock)
+            raise
+    return record, lock

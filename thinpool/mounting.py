@@ -1,0 +1,235 @@
+"""Layers in use: mounted on a directory, mounted nowhere for a look inside, or open as a block device.
+
+Mounts and active devices are the kernel's to remember: they end with a reboot, so no record of them could be stale.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path, PosixPath
+from types import TracebackType
+from typing import Self
+
+from thinpool.drivers.base import BlockDevices
+from thinpool.errors import DriverUnsupported, LayerInUse, LayerNotFound, MountError
+from thinpool.filesystem import mounts
+from thinpool.model import Kind
+from thinpool.session import Session
+from thinpool.state import LayerRecord
+
+
+class Mount:
+    """A mounted layer.
+
+    It is mounted when the value is made. `with` gives the directory and unmounts at the end; without `with` the mount
+    stays until `Store.unmount`. Leaving the block after somebody unmounted it already is no error.
+
+    Attributes:
+        name: the layer's name.
+        target: the directory it is mounted on.
+    """
+
+    def __init__(self, name: str, target: Path, end: Callable[[], None]) -> None:
+        self.name = name
+        self.target = target
+        self._end = end
+
+    def __enter__(self) -> Path:
+        return self.target
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end()
+
+    def __fspath__(self) -> str:
+        return str(self.target)
+
+    def __repr__(self) -> str:
+        return f"Mount(name={self.name!r}, target={str(self.target)!r})"
+
+
+class BlockDevice(PosixPath):
+    """The path of a layer's block device, kept active until `close` or the end of its `with` block.
+
+    The kernel keeps an open device, so nothing that the store does takes it away meanwhile; when the process dies it
+    is let go.
+    """
+
+    _end: Callable[[], None]
+
+    @classmethod
+    def opened(cls, path: Path, end: Callable[[], None]) -> Self:
+        """A device that `end` lets go of."""
+        device = cls(path)
+        device._end = end
+        return device
+
+    def close(self) -> None:
+        """Let go of the device; it is deactivated when nobody else uses it."""
+        self._end()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def attach(session: Session, record: LayerRecord, *, read_only: bool) -> int:
+    """A layer's file system as a detached mount; the caller holds the layer's lock."""
+    immutable = record.kind is not Kind.ACTIVE and record.phase == "ready"
+    return session.driver.attach(record.handle, read_only=read_only or immutable, immutable=immutable)
+
+
+@contextmanager
+def attached(session: Session, record: LayerRecord, *, read_only: bool) -> Iterator[int]:
+    """A detached mount for as long as the block lasts; it is in nobody's mount table, and gone if we die."""
+    fd = attach(session, record, read_only=read_only)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def tree(mount_fd: int) -> Iterator[int]:
+    """The root directory of a detached mount, open for listing."""
+    fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=mount_fd)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def looked_into(session: Session, name: str) -> Iterator[int]:
+    """The root directory of a layer, for reading, mounted nowhere; let go at the end."""
+    with session.locked(name) as record:
+        fd = attach(session, record, read_only=True)
+    try:
+        try:
+            with tree(fd) as root:
+                yield root
+        finally:
+            os.close(fd)
+    finally:
+        session.let_go(record.handle)
+
+
+def mount(session: Session, name: str, target: Path | None, *, read_only: bool) -> Mount:
+    """Mount a layer on a directory, or on a private one below the root."""
+    session.ready()
+    with session.locked(name) as record:
+        if target is not None:
+            holder = mounted_at(session, target)
+            if holder == record.handle:
+                return Mount(name, target, lambda: None)
+            if holder is not None:
+                raise LayerInUse(f"another layer is mounted on {target}")
+        with attached(session, record, read_only=read_only) as fd:
+            made = target or _private_directory(session.root.mounts, record.handle)
+            try:
+                mounts.attach(fd, made)
+            except BaseException:
+                if target is None:
+                    os.rmdir(made)
+                raise
+    return Mount(name, made, partial(_end_mount, session, record.handle, made))
+
+
+def unmount(session: Session, given: str | os.PathLike[str]) -> None:
+    """Unmount a layer everywhere in this mount namespace, or what is mounted on one directory."""
+    text = os.fspath(given)
+    if isinstance(given, str) and not text.startswith("/"):
+        record = session.state.layer(text)
+        if record is not None:
+            found = targets(session, record.handle)
+            if not found:
+                raise MountError(f"layer {text} is not mounted")
+            for place in reversed(found):
+                _unmount(session, record.handle, place)
+            return
+        if not os.path.lexists(text):
+            raise LayerNotFound(f"no layer and no directory is named {text!r}")
+    place = Path(os.path.abspath(text))
+    handle = mounted_at(session, place)
+    if handle is None:
+        raise MountError(f"no layer of this store is mounted on {place}")
+    _unmount(session, handle, place)
+
+
+def unmount_all(session: Session) -> None:
+    """Unmount every layer of the store in this mount namespace, last mounted first."""
+    for entry in reversed(list(mounts.mount_table())):
+        if session.driver.handle_of(entry) is not None:
+            mounts.unmount(entry.target)
+            _drop_private(session, entry.target)
+
+
+def targets(session: Session, handle: int) -> list[Path]:
+    """Where a layer is mounted, in this mount namespace."""
+    return [entry.target for entry in mounts.mount_table() if session.driver.handle_of(entry) == handle]
+
+
+def mounted_at(session: Session, target: Path) -> int | None:
+    """The handle of the layer that is mounted on a directory, topmost; None where there is none of this store.
+
+    Raises:
+        MountError: the directory is missing, or is none.
+    """
+    os.close(mounts.open_target(target))
+    real = os.path.realpath(target)
+    found = [entry for entry in mounts.mount_table() if str(entry.target) == real]
+    return session.driver.handle_of(found[-1]) if found else None
+
+
+def open_device(session: Session, name: str) -> BlockDevice:
+    """Open a layer's block device."""
+    driver = session.driver
+    if not isinstance(driver, BlockDevices):
+        raise DriverUnsupported(f"layers of the {driver.name} driver are no block devices")
+    session.ready()
+    with session.locked(name) as record:
+        path, fd = driver.open_device(record.handle, immutable=record.kind is not Kind.ACTIVE)
+    held = [fd]
+
+    def end() -> None:
+        while held:
+            os.close(held.pop())
+            session.let_go(record.handle)
+
+    return BlockDevice.opened(path, end)
+
+
+def _end_mount(session: Session, handle: int, target: Path) -> None:
+    try:
+        mounts.unmount(target)
+    except MountError:
+        _drop_private(session, target)  # somebody unmounted it before us
+        return
+    _drop_private(session, target)
+    session.let_go(handle)
+
+
+def _unmount(session: Session, handle: int, target: Path) -> None:
+    mounts.unmount(target)
+    _drop_private(session, target)
+    session.let_go(handle)
+
+
+def _private_directory(parent: Path, handle: int) -> Path:
+    while True:
+        target = parent / f"{handle}-{os.urandom(4).hex()}"
+        with suppress(FileExistsError):
+            os.mkdir(target, 0o700)
+            return target
+
+
+def _drop_private(session: Session, target: Path) -> None:
+    if target.parent == session.root.mounts:
+        with suppress(FileNotFoundError):
+            os.rmdir(target)

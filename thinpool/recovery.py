@@ -1,0 +1,57 @@
+"""Bring records, storage and kernel together again after a process died, or an operation failed, half-way.
+
+What an operation leaves unfinished is of four kinds, and each is recognised by itself: storage with a reserved number
+that no record names, a record of storage that is to be deleted, an import that nobody carries on, and what the driver
+left in the kernel. `mend` ends all of them and may itself be killed at any point: it is simply done again.
+"""
+
+import os
+from contextlib import suppress
+
+from thinpool.drivers.base import INTENT, Driver
+from thinpool.errors import LayerInUse
+from thinpool.locks import LockFile
+from thinpool.state import LayerRecord, State
+
+
+def mend(state: State, driver: Driver, locks: LockFile) -> None:
+    """End what is half done; the caller holds the writer lock."""
+    driver.mend()
+    _delete_unnamed(state, driver)
+    for record in state.unfinished():
+        if record.phase == "doomed":
+            sweep(state, driver, record)
+        else:
+            _end_dead_import(state, driver, locks, record)
+
+
+def sweep(state: State, driver: Driver, record: LayerRecord) -> bool:
+    """Delete doomed storage, unless somebody still uses it: then False, and it is deleted when they let go."""
+    with suppress(LayerInUse):
+        driver.delete(record.handle)
+        state.forget(record.handle)
+        return True
+    return False
+
+
+def _delete_unnamed(state: State, driver: Driver) -> None:
+    if driver.shares_handles:
+        intent = state.get(INTENT)
+        if intent and state.by_handle(int(intent)) is None:
+            driver.delete(int(intent))
+            state.put(INTENT, "")
+        return
+    for handle in state.unnamed():
+        if not driver.delete(handle):
+            break
+
+
+def _end_dead_import(state: State, driver: Driver, locks: LockFile, record: LayerRecord) -> None:
+    lock = locks.try_layer(record.handle)
+    if lock is None:
+        return
+    try:
+        state.doom(record.handle)
+        sweep(state, driver, record)
+    finally:
+        os.close(lock)

@@ -1,0 +1,181 @@
+"""One opened store: its records, its storage and its locks, and the rules by which they are used together.
+
+The writer lock is held for as long as records and storage change together. Storage is made before its record and
+removed after it; between the two the lock file carries a mark, and whoever takes the writer lock next and finds the
+mark lets `thinpool.recovery` end what was begun. A failed operation does the same at once: undoing after an error and
+recovering after a crash are one mechanism.
+"""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from thinpool import recovery
+from thinpool.drivers.base import INTENT, Driver, HandleTaken
+from thinpool.errors import LayerExists, LayerInUse, LayerNotFound, WrongKind
+from thinpool.locks import LockFile, WriterMark
+from thinpool.model import Kind, check_name
+from thinpool.root import Root
+from thinpool.state import LayerRecord, Phase, State
+
+
+class Session:
+    """Records, storage and locks of one store, as this process has them open."""
+
+    def __init__(self, root: Root, state: State, driver: Driver) -> None:
+        self.root = root
+        self.state = state
+        self.driver = driver
+        self.locks = LockFile(root.lock)
+        self.now = time.time_ns
+        self._is_up = False
+
+    def close(self) -> None:
+        """Let go of what this process holds."""
+        self.driver.close()
+        self.state.close()
+
+    def record(self, name: str) -> LayerRecord:
+        """The record of a layer.
+
+        Raises:
+            LayerNotFound: there is none of that name.
+        """
+        record = self.state.layer(name)
+        if record is None:
+            raise LayerNotFound(f"no layer is named {name!r}")
+        return record
+
+    def ready(self, *, again: bool = False) -> None:
+        """Activate the storage where it is not, and end what a crash left half done."""
+        if self._is_up and not again:
+            return
+        with self.locks.writer() as mark:
+            if self.driver.up() or mark.left_at_work() or again:
+                mark.begin()
+                recovery.mend(self.state, self.driver, self.locks)
+                mark.end()
+        self._is_up = True
+
+    def lie_down(self) -> None:
+        """Forget that the storage is active."""
+        self._is_up = False
+
+    @contextmanager
+    def writer(self) -> Iterator[WriterMark]:
+        """Hold the writer lock; `begin` on its mark comes before the first change that one transaction cannot hold."""
+        with self.locks.writer() as mark:
+            if mark.left_at_work():
+                recovery.mend(self.state, self.driver, self.locks)
+                mark.end()
+            try:
+                yield mark
+            except BaseException:
+                if mark.begun:
+                    recovery.mend(self.state, self.driver, self.locks)
+                    mark.end()
+                raise
+            if mark.begun:
+                mark.end()
+
+    @contextmanager
+    def locked(self, name: str) -> Iterator[LayerRecord]:
+        """Hold a layer's lock; the record is what it is under the lock."""
+        while True:
+            record = self.record(name)
+            with self.locks.layer(record.handle):
+                current = self.record(name)
+                if current.handle == record.handle:
+                    yield current
+                    return
+
+    # -- new storage
+
+    def refuse_taken(self, name: str) -> None:
+        """Raise LayerExists where a layer has, or is about to have, that name; InvalidName where none may."""
+        if self.state.is_taken(check_name(name)):
+            raise LayerExists(f"a layer named {name!r} exists already")
+
+    def parent(self, name: str | None) -> LayerRecord | None:
+        """The record of a layer that may be a parent.
+
+        Raises:
+            LayerNotFound: there is none of that name.
+            WrongKind: it is not committed.
+        """
+        if name is None:
+            return None
+        record = self.record(name)
+        if record.kind is not Kind.COMMITTED:
+            raise WrongKind(
+                f"parent {name} is {record.kind.value}; only a committed layer can be a parent",
+                hint=f"thinpool commit NEW {name}" if record.kind is Kind.ACTIVE else None,
+            )
+        return record
+
+    def create(self, parent: LayerRecord | None, size: int | None) -> tuple[int, int]:
+        """Make writable storage under the writer lock: its handle, and the size of its file system in bytes."""
+        above = None if parent is None else parent.handle
+        while True:
+            handle = self._allot()
+            try:
+                return handle, self.driver.create(handle, above, size)
+            except HandleTaken:
+                self.state.skip(handle)
+
+    def snapshot(self, active: int) -> int:
+        """Copy writable storage under the writer lock: the copy's handle."""
+        while True:
+            handle = self._allot()
+            try:
+                self.driver.snapshot(handle, active)
+            except HandleTaken:
+                self.state.skip(handle)
+            else:
+                return handle
+
+    def _allot(self) -> int:
+        handle = self.state.allot()
+        if self.driver.shares_handles:
+            self.state.put(INTENT, str(handle))
+        return handle
+
+    def new_record(
+        self,
+        handle: int,
+        name: str,
+        parent: int | None,
+        kind: Kind,
+        *,
+        size: int,
+        phase: Phase = "ready",
+        labels: Mapping[str, str] | None = None,
+    ) -> LayerRecord:
+        """A record of new storage, made now."""
+        now = self.now()
+        return LayerRecord(handle, name, parent, None, kind, phase, now, now, size, dict(labels or {}))
+
+    # -- storage that goes
+
+    def refuse_children(self, record: LayerRecord) -> None:
+        """Raise LayerInUse, with their names, where a layer has children."""
+        children = self.state.children(record.handle)
+        if children:
+            shown = ", ".join(children[:5]) + (f" and {len(children) - 5} more" if len(children) > 5 else "")
+            raise LayerInUse(f"layer {record.name} has children: {shown}", hint="remove them first")
+
+    def release_wholly(self, record: LayerRecord) -> None:
+        """Release storage that nobody but us may use; raise LayerInUse where somebody does."""
+        if not self.driver.release(record.handle):
+            raise LayerInUse(f"the storage of layer {record.name} is held by another process")
+
+    def let_go(self, handle: int) -> None:
+        """Release storage that this process no longer uses, and delete it where only that was waited for."""
+        with self.locks.layer(handle):
+            free = self.driver.release(handle)
+        if free:
+            record = self.state.by_handle(handle)
+            if record is not None and record.phase == "doomed":
+                with self.writer() as mark:
+                    mark.begin()
+                    recovery.sweep(self.state, self.driver, record)

@@ -1,0 +1,409 @@
+"""The front door: layers by name, over any driver."""
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Literal, Self
+
+import attrs
+
+from thinpool import layers, mounting
+from thinpool.drivers.base import Growable, PoolStatus
+from thinpool.errors import ConfigError, DriverUnsupported
+from thinpool.filesystem.mounts import mount_table
+from thinpool.layer.archive import ArchiveResult, write_layer
+from thinpool.layer.changes import walk
+from thinpool.model import Changes, Kind, Layer, Usage
+from thinpool.mounting import BlockDevice, Mount
+from thinpool.opening import keep_options, open_store
+from thinpool.root import DEFAULT
+from thinpool.sandbox import run_in
+from thinpool.session import Session
+from thinpool.units import parse_size
+
+Progress = Callable[[int], None]
+Compression = Literal["none", "gzip", "zstd", "xz"]
+Labels = Mapping[str, str]
+
+
+@attrs.frozen
+class StoreInfo:
+    """What `info` shows.
+
+    Attributes:
+        root: the store's root directory.
+        driver: the driver's name.
+        options: the driver's options in force.
+        layers: how many layers there are.
+        pool: the thin pool, or None where the driver has none.
+        warnings: for people.
+    """
+
+    root: Path
+    driver: str
+    options: Mapping[str, str]
+    layers: int
+    pool: PoolStatus | None
+    warnings: Sequence[str]
+
+
+class Store:
+    """A store of layers in one root directory: made by `open`, a context manager, safe to use from threads.
+
+    A failed call leaves the store as it was before the call.
+
+    Attributes:
+        root: the root directory.
+        driver: the driver's name.
+        created: whether this `open` made the store.
+    """
+
+    def __init__(self, session: Session, *, created: bool) -> None:
+        self.root = session.root.path
+        self.driver = session.driver.name
+        self.created = created
+        self._session = session
+
+    @classmethod
+    def open(
+        cls,
+        root: str | os.PathLike[str] = DEFAULT,
+        driver: str | None = None,
+        options: Mapping[str, str] | None = None,
+        *,
+        create: bool = True,
+    ) -> Self:
+        """Open the store at a root, and make it where there is none.
+
+        Args:
+            root: the root directory.
+            driver: a driver's name; by default the one whose state is there, or the first that works of aufs, btrfs
+                and devicemapper.
+            options: driver options, as in `{"dm.basesize": "20G"}`; they replace the recorded ones where that can be.
+            create: make the store if it is missing.
+
+        Raises:
+            StoreNotFound: there is none, and `create` is false.
+            ConfigError: the root or an option cannot be used.
+            DriverUnsupported: the driver, or every driver, cannot work here; `reasons` says why.
+            DeviceUnsafe: a device that was named carries something.
+            NotPermitted: not root, or the root cannot be written.
+        """
+        opened = open_store(Path(root), driver, options or {}, create=create)
+        return cls(opened.session, created=opened.created)
+
+    def close(self) -> None:
+        """Let go of what this process holds. Pool, devices and mounts stay as they are; see `down`."""
+        self._session.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # -- looking
+
+    def info(self) -> StoreInfo:
+        """The store, its driver and its pool; costs one ioctl."""
+        status = self._session.driver.status()
+        count = self._session.state.count()
+        return StoreInfo(self.root, self.driver, status.options, count, status.pool, tuple(status.warnings))
+
+    def stat(self, name: str) -> Layer:
+        """One layer.
+
+        Raises:
+            LayerNotFound: there is none of that name.
+        """
+        return self._session.record(name).layer()
+
+    def walk(self) -> Iterator[Layer]:
+        """All layers, by name."""
+        for record in self._session.state.layers():
+            yield record.layer()
+
+    def usage(self, name: str) -> Usage:
+        """What a layer occupies, in bytes.
+
+        Raises:
+            LayerNotFound: there is none of that name.
+            PoolFailed: the pool's books cannot be read.
+        """
+        self._session.ready()
+        record = self._session.record(name)
+        return self._session.driver.usages([(record.handle, record.parent)])[record.handle]
+
+    def usages(self) -> Mapping[str, Usage]:
+        """What every layer occupies, by name, in one reading of the driver's books."""
+        self._session.ready()
+        records = self._session.state.layers()
+        found = self._session.driver.usages([(record.handle, record.parent) for record in records])
+        return {record.name or "": found[record.handle] for record in records}
+
+    def mounts(self, name: str) -> Sequence[Path]:
+        """Where a layer is mounted, in this process's mount namespace."""
+        return mounting.targets(self._session, self._session.record(name).handle)
+
+    def mounted(self) -> frozenset[str]:
+        """The names of the layers that are mounted in this process's mount namespace."""
+        handles = {self._session.driver.handle_of(entry) for entry in mount_table()}
+        return frozenset(record.name or "" for record in self._session.state.layers() if record.handle in handles)
+
+    # -- making and removing
+
+    def prepare(
+        self, name: str, parent: str | None = None, *, size: int | str | None = None, labels: Labels | None = None
+    ) -> Layer:
+        """Make an active (writable) layer on a committed one, or an empty one.
+
+        Args:
+            name: the new layer's name.
+            parent: a committed layer, or None.
+            size: bytes (or text as in `20G`) that its file system shall hold, at least the parent's.
+            labels: free-form strings.
+
+        Raises:
+            LayerExists, InvalidName: the name.
+            LayerNotFound, WrongKind: the parent is missing, or not committed.
+            ConfigError: the size.
+            PoolFull, PoolFailed: the storage cannot take it.
+        """
+        layers.derive(self._session, name, parent, Kind.ACTIVE, _bytes(size), labels)
+        return self.stat(name)
+
+    def view(self, name: str, parent: str, *, labels: Labels | None = None) -> Layer:
+        """Make a read-only, temporary layer on a committed one; raises as `prepare`."""
+        layers.derive(self._session, name, parent, Kind.VIEW, None, labels)
+        return self.stat(name)
+
+    def commit(self, name: str, active: str, *, labels: Labels | None = None) -> Layer:
+        """End an active layer as a committed one of another name; its labels are replaced.
+
+        Mounted, its state of this instant is committed: the mount can be used on, but what is written to it then
+        belongs to no layer, and is gone when it is unmounted.
+
+        Raises:
+            LayerExists, InvalidName: the name.
+            LayerNotFound, WrongKind: `active` is missing, or no active layer.
+            PoolFull, PoolFailed: the storage cannot take it.
+        """
+        layers.commit(self._session, name, active, labels, live=False)
+        return self.stat(name)
+
+    def checkpoint(self, name: str, active: str, *, labels: Labels | None = None) -> Layer:
+        """Commit an active layer's state of this instant; the active layer goes on. Raises as `commit`."""
+        layers.commit(self._session, name, active, labels, live=True)
+        return self.stat(name)
+
+    def remove(self, name: str) -> None:
+        """Remove a layer that has no children and is in nobody's use.
+
+        Raises:
+            LayerNotFound: there is none of that name.
+            LayerInUse: names its children, or where it is mounted.
+        """
+        layers.remove(self._session, name)
+
+    def update_labels(self, name: str, labels: Labels) -> Layer:
+        """Replace a layer's labels.
+
+        Raises:
+            LayerNotFound: there is none of that name.
+        """
+        with self._session.writer():
+            record = self._session.record(name)
+            self._session.state.relabel(record.handle, self._session.now(), labels)
+        return self.stat(name)
+
+    # -- using
+
+    def mount(self, name: str, target: str | os.PathLike[str] | None = None, *, read_only: bool = False) -> Mount:
+        """Mount a layer: a context manager that gives the directory and unmounts at its end.
+
+        Args:
+            name: the layer; committed layers and views are mounted read-only, always.
+            target: an existing directory; by default a private one below the root. Mounting a layer where it is
+                mounted already gives that mount, and leaves unmounting to whoever made it.
+            read_only: also for an active layer.
+
+        Raises:
+            LayerNotFound: there is none of that name.
+            MountError: the target is missing, no directory, or cannot be mounted on.
+            LayerInUse: another layer is mounted on the target, or the layer's device is held.
+            PoolFailed: the storage does not answer.
+        """
+        where = None if target is None else Path(os.path.abspath(target))
+        return mounting.mount(self._session, name, where, read_only=read_only)
+
+    def unmount(self, name_or_target: str | os.PathLike[str]) -> None:
+        """Unmount a layer everywhere in this mount namespace, or what is mounted on one directory.
+
+        Raises:
+            LayerNotFound: it is the name of neither.
+            LayerInUse: a process works in it.
+            MountError: the layer is not mounted, or no layer of this store is mounted there.
+        """
+        mounting.unmount(self._session, name_or_target)
+
+    def device(self, name: str) -> BlockDevice:
+        """The layer's block device, for a microVM: a path that is also a context manager, active until it is closed.
+
+        The device of a committed layer or a view is read-only.
+
+        Raises:
+            LayerNotFound: there is none of that name.
+            DriverUnsupported: the driver has no block devices.
+            PoolFailed: the storage does not answer.
+        """
+        return mounting.open_device(self._session, name)
+
+    def run(self, name: str, argv: Sequence[str], *, environ: Mapping[str, str] | None = None, cwd: str = "/") -> int:
+        """Run a command in a layer, changed root, in mount and process namespaces of its own.
+
+        Returns:
+            Its exit status; 128 + n after signal n, 127 where the command is missing, 126 where it cannot be run.
+        """
+        session = self._session
+        session.ready()
+        with session.locked(name) as record:
+            fd = mounting.attach(session, record, read_only=False)
+        try:
+            try:
+                return run_in(fd, session.root.mounts, argv, environ=environ, cwd=cwd)
+            finally:
+                os.close(fd)
+        finally:
+            session.let_go(record.handle)
+
+    # -- comparing and carrying
+
+    def changes(
+        self, name: str, base: str | None = None, *, method: Literal["auto", "fast", "walk"] = "auto"
+    ) -> Changes:
+        """The differences of a layer to its parent, or to any other layer of the store.
+
+        Args:
+            name: the newer layer.
+            base: the older one; by default the parent, or an empty tree where there is none.
+            method: `walk` compares both trees entry by entry; `auto` takes the fastest that is sure.
+
+        Raises:
+            LayerNotFound: one of the two is missing.
+            DriverUnsupported: `fast`, where the driver has no such way.
+        """
+        if method not in {"auto", "fast", "walk"}:
+            raise ConfigError(f"method {method!r}: accepted are auto, fast and walk")
+        if method == "fast":
+            raise DriverUnsupported(f"the {self.driver} driver has no fast comparison", hint="use method auto or walk")
+        with self._trees(name, base) as (older, newer):
+            return Changes(tuple(walk(older, newer)), "walk")
+
+    def export_layer(
+        self,
+        name: str,
+        fileobj: IO[bytes],
+        base: str | None = None,
+        *,
+        compress: Compression = "none",
+        progress: Progress | None = None,
+    ) -> ArchiveResult:
+        """Write the difference of a layer to its parent (or to `base`) as an OCI layer tar.
+
+        Args:
+            name: the layer.
+            fileobj: takes bytes by `write`.
+            base: any other layer of the store.
+            compress: how the tar is compressed.
+            progress: called with the number of bytes of tar written so far.
+
+        Raises:
+            LayerNotFound: one of the two is missing.
+        """
+        with self._trees(name, base) as (older, newer):
+            changes = walk(older, newer)
+            return write_layer(fileobj, older, newer, changes, compress=compress, progress=progress)
+
+    def import_layer(
+        self,
+        name: str,
+        fileobj: IO[bytes],
+        *,
+        parent: str | None = None,
+        labels: Labels | None = None,
+        progress: Progress | None = None,
+    ) -> Layer:
+        """Make a committed layer from a layer tar (plain, gzip, zstd or xz), on a parent.
+
+        The layer appears, complete and durable, when the call returns; a process that dies before leaves nothing.
+
+        Args:
+            name: the new layer's name.
+            fileobj: gives bytes by `read`; need not seek.
+            parent: a committed layer, or None.
+            labels: free-form strings.
+            progress: called with the number of bytes read so far.
+
+        Raises:
+            ArchiveError: empty, cut short, damaged or no tar; UnsafeArchive where it tries to escape.
+            LayerExists, InvalidName: the name.
+            LayerNotFound, WrongKind: the parent is missing, or not committed.
+            PoolFull, PoolFailed: the storage cannot take it.
+        """
+        layers.fill(self._session, name, fileobj, parent, labels, progress)
+        return self.stat(name)
+
+    # -- the whole store
+
+    def up(self) -> None:
+        """Activate the storage, and end what a crash left half done."""
+        self._session.ready(again=True)
+
+    def down(self) -> None:
+        """Unmount every layer in this mount namespace, and let go of all kernel objects of the store.
+
+        Raises:
+            LayerInUse: something is in use; what was unmounted until then stays unmounted.
+        """
+        session = self._session
+        with session.writer():
+            mounting.unmount_all(session)
+            session.driver.down()
+            for name in os.listdir(session.root.mounts):
+                with suppress(OSError):  # somebody's mount point in another namespace
+                    os.rmdir(session.root.mounts / name)
+        session.lie_down()
+
+    def grow(self, *, data: int | str | None = None, metadata: int | str | None = None) -> None:
+        """Extend the storage online, to new total sizes in bytes.
+
+        Raises:
+            ConfigError: smaller than it is, or more than there can be.
+            DriverUnsupported: the driver has no size of its own.
+        """
+        driver = self._session.driver
+        if not isinstance(driver, Growable):
+            raise DriverUnsupported(f"the {self.driver} driver has no storage to grow")
+        self._session.ready()
+        with self._session.writer():
+            driver.grow(data=_bytes(data), metadata=_bytes(metadata))
+            keep_options(self._session.state, driver)
+
+    @contextmanager
+    def _trees(self, name: str, base: str | None) -> Iterator[tuple[int | None, int]]:
+        """The older and the newer tree as open directories; the older one is None for an empty tree."""
+        session = self._session
+        session.ready()
+        record = session.record(name)
+        older = record.parent_name if base is None else session.record(base).name
+        with ExitStack() as open_trees:
+            before = None if older is None else open_trees.enter_context(mounting.looked_into(session, older))
+            yield before, open_trees.enter_context(mounting.looked_into(session, name))
+
+
+def _bytes(size: int | str | None) -> int | None:
+    return parse_size(size) if isinstance(size, str) else size
