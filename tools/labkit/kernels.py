@@ -11,7 +11,8 @@ from labkit.errors import LabError, UsageError
 HOST_ROOT, CONTROL, OUT = "hostroot", "control", "out"
 """Names of the folders that the guest mounts from the host: `/` read-only, and two writable ones."""
 
-_MODULES = ("overlay", "loop", "dm-thin-pool", "dm-flakey", "dm-delay", "ext4", "crc32c_generic")
+# crc32c comes first: libcrc32c, which others need, looks for it at once and fails without
+_MODULES = ("crc32c_generic", "overlay", "loop", "dm-thin-pool", "ext4")
 _VIRTIO_MODULES = ("virtio_pci", "9pnet_virtio", "9p", "virtio_blk")
 
 
