@@ -33,6 +33,9 @@ _CACHE_BLOCKS = 2048
 _SLOW_SECONDS = 0.0005
 _DEPTH = 16
 
+_WRITES_DONE = 4
+"""Field of a block device's `stat` in sysfs (the kernel's Documentation/block/stat.rst)."""
+
 
 class BlockSource(Protocol):
     """Where metadata blocks come from."""
@@ -47,6 +50,9 @@ class BlockSource(Protocol):
         Raises:
             PoolFailed: they lie outside, or cannot be read.
         """
+
+    def mark(self) -> int:
+        """A number that is another one after a write to the source."""
 
     def close(self) -> None:
         """Let go of what the source holds."""
@@ -115,6 +121,21 @@ class DirectFile:
         if got != size:
             raise PoolFailed(f"metadata block {block} of {self._name}: {got} bytes read where {size} were asked for")
         return bytes(buffer)
+
+    def mark(self) -> int:
+        """A number that is another one after a write: writes done (of a block device), or the time of the last one.
+
+        0 where the kernel keeps no statistics of the device, so it tells of changes, and never that there was none.
+        """
+        status = os.fstat(self._fd)
+        if stat.S_ISREG(status.st_mode):
+            return status.st_mtime_ns
+        numbers = f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
+        try:
+            with open(f"/sys/dev/block/{numbers}/stat", encoding="ascii") as file:
+                return int(file.read().split()[_WRITES_DONE])
+        except OSError:
+            return 0
 
     def _buffer(self) -> mmap:
         buffer: mmap | None = getattr(self._local, "buffer", None)
@@ -214,6 +235,10 @@ class BlockReader:
         else:
             self._cache.move_to_end(block)
         return data
+
+    def cached(self, block: int) -> bool:
+        """Whether the block can be had without a read."""
+        return block in self._cache
 
     def read_fresh(self, block: int) -> bytes:
         """The bytes of one block as they are on the device now, whatever the cache holds.
