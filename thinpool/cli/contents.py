@@ -1,0 +1,95 @@
+"""Commands about what is in a layer: mount, umount, run, diff."""
+
+from pathlib import Path
+
+import click
+
+from thinpool.cli import output, signals
+from thinpool.cli.command import command
+from thinpool.cli.params import LAYER, PATH
+from thinpool.cli.settings import Settings
+
+
+@command(
+    "mount",
+    examples=[
+        ("thinpool mount job /mnt", "job, on a directory"),
+        ("thinpool mount job /mnt --read-only", "to look at"),
+    ],
+)
+@click.argument("name", type=LAYER)
+@click.argument("target", type=PATH, metavar="DIR")
+@click.option("--read-only", is_flag=True, help="Let nothing be written through this mount.")
+def mount(settings: Settings, name: str, target: Path, *, read_only: bool) -> None:
+    """Mount the layer NAME on the directory DIR.
+
+    A committed layer or a view is mounted read-only, always. A layer that is mounted there already stays so.
+    """
+    with settings.open_store() as store:
+        made = store.mount(name, target, read_only=read_only)
+    if settings.json:
+        output.write_json({"name": made.name, "target": str(made.target)})
+
+
+@command(
+    "umount",
+    examples=[
+        ("thinpool umount /mnt", "what is mounted on /mnt"),
+        ("thinpool umount job", "job, wherever it is mounted"),
+    ],
+)
+@click.argument("place", metavar="NAME|DIR")
+def umount(settings: Settings, place: str) -> None:
+    """Unmount the layer NAME everywhere, or the layer that is mounted on the directory DIR.
+
+    A word that is the name of a layer is taken as that; write ./DIR for a directory of the same name.
+    """
+    with settings.open_store() as store:
+        store.unmount(place)
+
+
+@command(
+    "run",
+    examples=[
+        ("thinpool run job -- apt-get update", "a command in job"),
+        ("thinpool run job --workdir /root -- bash", "a shell"),
+    ],
+)
+@click.argument("name", type=LAYER)
+@click.argument("argv", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- COMMAND...")
+@click.option("-w", "--workdir", default="/", metavar="DIR", help="Directory in the layer to run in; else /.")
+def run(settings: Settings, name: str, argv: tuple[str, ...], workdir: str) -> int:
+    """Run COMMAND in the layer NAME: mounted in a private mount namespace, chrooted, unmounted after.
+
+    The environment is that of a login: PATH, HOME and TERM. The exit status is the command's; 127 if it is not found,
+    126 if it cannot be executed, 128 and the signal's number if a signal ended it.
+    """
+    with settings.open_store() as store, signals.left_to_child():
+        return store.run(name, argv, cwd=workdir)
+
+
+@command(
+    "diff",
+    examples=[
+        ("thinpool diff job", "what changed against its parent"),
+        ("thinpool diff job other", "what differs from another layer"),
+        ("thinpool diff -z job | grep -zv ' /var/cache/' | tr '\\0' '\\n'", "for a script, whatever the names"),
+    ],
+)
+@click.argument("name", type=LAYER)
+@click.argument("base", type=LAYER, required=False)
+@click.option("-z", "--null", is_flag=True, help="End each row with a NUL, and escape nothing.")
+def diff(settings: Settings, name: str, base: str | None, *, null: bool) -> None:
+    r"""Show how the layer NAME differs from its parent, or from the layer BASE.
+
+    `A /path` was added, `C /path` changed, `D /path` deleted; sorted by path. Characters that cannot be printed appear
+    as \n, \xNN, \uNNNN, and a backslash as two.
+    """
+    with settings.open_store() as store:
+        changes = store.changes(name, base)
+        if settings.json:
+            output.write_json_list({"kind": change.kind, "path": change.path} for change in changes)
+        elif null:
+            output.write_nul(f"{change.kind} {change.path}" for change in changes)
+        else:
+            output.write_lines(f"{change.kind} {output.escape(change.path)}" for change in changes)
