@@ -1,0 +1,96 @@
+"""For all tests: the `kernel` marker, the long run, and outcomes that a machine can read.
+
+A test marked `kernel` needs root and device-mapper. Where either is missing it fails: it is never skipped, so that a
+run which lacks them cannot pass for a good one. `-m "not kernel"` deselects those tests on an ordinary host.
+"""
+
+import json
+import os
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+_OUTCOMES = pytest.StashKey["_Outcomes"]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("thinpool")
+    group.addoption(
+        "--long",
+        action="store_true",
+        default=os.environ.get("THINPOOL_TEST_LONG") == "1",
+        help="search longer for counterexamples (also THINPOOL_TEST_LONG=1)",
+    )
+    group.addoption(
+        "--outcomes", metavar="FILE", help="write one JSON line a test: its id and passed, failed or skipped"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # no deadline: how long an example takes says nothing about the code on a shared machine or in the lab
+    hypothesis.settings.register_profile("default", deadline=None, print_blob=True)
+    hypothesis.settings.register_profile("long", deadline=None, print_blob=True, max_examples=2000)
+    hypothesis.settings.load_profile("long" if config.getoption("--long") else "default")
+    if file := config.getoption("--outcomes"):
+        config.stash[_OUTCOMES] = outcomes = _Outcomes(Path(file))
+        config.pluginmanager.register(outcomes, "outcomes")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("kernel") is not None and (lack := _lack()):
+        pytest.fail(
+            f"{lack}: run `tools/test` or `tools/lab -- python -m pytest`; this test is not skipped", pytrace=False
+        )
+
+
+@pytest.fixture
+def long_run(request: pytest.FixtureRequest) -> bool:
+    """True when --long asks for a thorough run."""
+    return bool(request.config.getoption("--long"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _private_environment() -> Iterator[None]:
+    """Keep the settings of whoever runs the tests out of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("THINPOOL_ROOT", "THINPOOL_DRIVER"):
+            patch.delenv(name, raising=False)
+        yield
+
+
+def _lack() -> str | None:
+    if os.geteuid() != 0:
+        return "not root"
+    try:
+        misc = Path("/proc/misc").read_text(encoding="ascii")
+    except OSError as error:
+        return f"/proc/misc: {error.strerror}"
+    return None if "device-mapper" in misc.split() else "this kernel has no device-mapper"
+
+
+class _Outcomes:
+    """Writes each test's outcome as soon as it is known, so that the file tells how far a run that died came."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._file.write_text("", encoding="utf-8")
+        self._worst: dict[str, str] = {}
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> Generator[None, None, None]:
+        yield
+        before = self._worst.get(report.nodeid, "passed")
+        self._worst[report.nodeid] = "failed" if "failed" in {before, report.outcome} else max(before, report.outcome)
+
+    def pytest_runtest_logfinish(self, nodeid: str) -> None:
+        self._write(nodeid, self._worst.pop(nodeid, "failed"))
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.outcome != "passed":
+            self._write(report.nodeid, report.outcome)
+
+    def _write(self, nodeid: str, outcome: str) -> None:
+        with self._file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"test": nodeid, "outcome": outcome}) + "\n")
