@@ -78,12 +78,31 @@ class Records(Protocol):
         """Name the storage of an allotted handle as the driver's own."""
 
 
+@attrs.frozen
+class Storage:
+    """One layer's storage, as the records know it.
+
+    Attributes:
+        handle: its number.
+        size: bytes that its file system holds, 0 where the driver sets none.
+        immutable: nothing may ever be written to it (committed layers and views).
+    """
+
+    handle: int
+    size: int
+    immutable: bool
+
+
 class Driver(Protocol):
     """The storage of a store's layers.
 
     A method that raises leaves nothing behind but, at worst, the handle it was given, half made: the store then calls
     `delete` on it, now or after a crash.
     """
+
+    @property
+    def name(self) -> str:
+        """The driver's name, as in `-s NAME`."""
 
     @property
     def options(self) -> Mapping[str, str]:
@@ -99,12 +118,12 @@ class Driver(Protocol):
     def down(self) -> None:
         """Let go of all kernel objects of the store; nothing of it may be mounted."""
 
-    def create(self, handle: int, parent: int | None, size: int | None) -> int:
+    def create(self, handle: int, parent: Storage | None, size: int | None) -> int:
         """Make writable storage: a copy-on-write child of an immutable parent, or an empty file system.
 
         Args:
             handle: the new storage's number; whatever was half made under it before is gone.
-            parent: the parent's number, or None for an empty file system.
+            parent: the parent's storage, or None for an empty file system.
             size: bytes the file system shall hold, at least the parent's; None keeps the parent's or the default.
 
         Returns:
@@ -114,13 +133,13 @@ class Driver(Protocol):
             HandleTaken: somebody else's storage has that number.
         """
 
-    def snapshot(self, handle: int, active: int) -> None:
+    def snapshot(self, handle: int, active: Storage) -> None:
         """Copy the state of this instant of writable storage, mounted or not; its writers go on afterwards.
 
         The copy is a clean file system: what was written before the call is in it, without a journal to replay.
         """
 
-    def flush(self, handle: int) -> None:
+    def flush(self, active: Storage) -> None:
         """Write out what is dirty in storage in use, so that a snapshot soon after holds its writers briefly."""
 
     def delete(self, handle: int) -> bool:
@@ -130,13 +149,12 @@ class Driver(Protocol):
             LayerInUse: somebody uses it.
         """
 
-    def attach(self, handle: int, *, read_only: bool, immutable: bool = False) -> int:
+    def attach(self, storage: Storage, *, read_only: bool) -> int:
         """Give the file system as a detached mount: a file descriptor as of fsmount(2), for move_mount(2).
 
         Args:
-            handle: the storage's number.
-            read_only: nothing can be written through this mount.
-            immutable: nothing can be written through any mount of it (committed layers and views).
+            storage: what to mount.
+            read_only: nothing can be written through this mount; always so where the storage is immutable.
         """
 
     def release(self, handle: int) -> bool:
@@ -166,7 +184,7 @@ class Driver(Protocol):
 class BlockDevices(Protocol):
     """A driver whose layers are block devices."""
 
-    def open_device(self, handle: int, *, immutable: bool = False) -> tuple[Path, int]:
+    def open_device(self, storage: Storage) -> tuple[Path, int]:
         """Activate the layer's device: its path, and a file descriptor that keeps it active."""
 
 

@@ -9,7 +9,7 @@ from thinpool.errors import ConfigError, LayerInUse, WrongKind
 from thinpool.layer.unpack import unpack_layer
 from thinpool.model import Kind
 from thinpool.mounting import attached, targets, tree
-from thinpool.session import Session
+from thinpool.session import Session, storage
 from thinpool.state import LayerRecord
 from thinpool.units import human_size
 
@@ -45,7 +45,7 @@ def commit(session: Session, name: str, active: str, labels: Mapping[str, str] |
     session.ready()
     record = session.record(active)
     if record.kind is Kind.ACTIVE:
-        session.driver.flush(record.handle)
+        session.driver.flush(storage(record))
     with session.writer() as mark:
         session.refuse_taken(name)
         with session.locked(active) as record:
@@ -55,7 +55,7 @@ def commit(session: Session, name: str, active: str, labels: Mapping[str, str] |
                 session.state.commit(record.handle, name, session.now(), labels or {})
                 return
             mark.begin()
-            handle = session.snapshot(record.handle)
+            handle = session.snapshot(storage(record))
             copy = session.new_record(handle, name, record.parent, Kind.COMMITTED, size=record.size, labels=labels)
             if live:
                 session.state.add(copy)

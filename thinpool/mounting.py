@@ -14,8 +14,7 @@ from typing import Self
 from thinpool.drivers.base import BlockDevices
 from thinpool.errors import DriverUnsupported, LayerInUse, LayerNotFound, MountError
 from thinpool.filesystem import mounts
-from thinpool.model import Kind
-from thinpool.session import Session
+from thinpool.session import Session, storage
 from thinpool.state import LayerRecord
 
 
@@ -81,8 +80,7 @@ class BlockDevice(PosixPath):
 
 def attach(session: Session, record: LayerRecord, *, read_only: bool) -> int:
     """A layer's file system as a detached mount; the caller holds the layer's lock."""
-    immutable = record.kind is not Kind.ACTIVE and record.phase == "ready"
-    return session.driver.attach(record.handle, read_only=read_only or immutable, immutable=immutable)
+    return session.driver.attach(storage(record), read_only=read_only)
 
 
 @contextmanager
@@ -194,7 +192,7 @@ def open_device(session: Session, name: str) -> BlockDevice:
         raise DriverUnsupported(f"layers of the {driver.name} driver are no block devices")
     session.ready()
     with session.locked(name) as record:
-        path, fd = driver.open_device(record.handle, immutable=record.kind is not Kind.ACTIVE)
+        path, fd = driver.open_device(storage(record))
     held = [fd]
 
     def end() -> None:

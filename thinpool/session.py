@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from thinpool import recovery
-from thinpool.drivers.base import INTENT, Driver, HandleTaken
+from thinpool.drivers.base import INTENT, Driver, HandleTaken, Storage
 from thinpool.errors import LayerExists, LayerInUse, LayerNotFound, WrongKind
 from thinpool.locks import LockFile, WriterMark
 from thinpool.model import Kind, check_name
@@ -115,7 +115,7 @@ class Session:
 
     def create(self, parent: LayerRecord | None, size: int | None) -> tuple[int, int]:
         """Make writable storage under the writer lock: its handle, and the size of its file system in bytes."""
-        above = None if parent is None else parent.handle
+        above = None if parent is None else storage(parent)
         while True:
             handle = self._allot()
             try:
@@ -123,7 +123,7 @@ class Session:
             except HandleTaken:
                 self.state.skip(handle)
 
-    def snapshot(self, active: int) -> int:
+    def snapshot(self, active: Storage) -> int:
         """Copy writable storage under the writer lock: the copy's handle."""
         while True:
             handle = self._allot()
@@ -179,3 +179,9 @@ class Session:
                 with self.writer() as mark:
                     mark.begin()
                     recovery.sweep(self.state, self.driver, record)
+
+
+def storage(record: LayerRecord) -> Storage:
+    """A layer's storage, as a driver takes it."""
+    immutable = record.kind is not Kind.ACTIVE and record.phase == "ready"
+    return Storage(record.handle, record.size, immutable)
