@@ -78,6 +78,10 @@ class _Outcomes:
         self._file.write_text("", encoding="utf-8")
         self._worst: dict[str, str] = {}
 
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        for item in session.items if session.config.option.collectonly else ():
+            self._write(item.nodeid, "kernel" if item.get_closest_marker("kernel") is not None else "host")
+
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> Generator[None, None, None]:
         yield

@@ -144,3 +144,17 @@ def _path_with_sbin() -> str:
 
 def _say(message: str) -> None:
     print(f"lab: {message}", file=sys.stderr, flush=True)
+
+
+def main() -> int:
+    """Install the packages of the groups given as arguments (`python -m labkit.packages GROUP...`)."""
+    try:
+        install(sys.argv[1:], Path(__file__).resolve().parent.parent.parent / ".cache" / "lab")
+    except LabError as error:
+        _say(str(error))
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
