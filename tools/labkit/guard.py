@@ -3,7 +3,8 @@
 A guest is a whole group of processes, whose members outlive their first one; and a launcher may be killed without a
 chance to do anything about that. So a process in between, in a session of its own, adopts all of the guest's
 processes (PR_SET_CHILD_SUBREAPER), ends them when the launcher asks or is gone, waits until none is left, and
-removes the lab's folder. Should the guard itself be killed, the guest's first process dies with it (PR_SET_PDEATHSIG).
+removes the lab's folder. Should the guard be killed, the guest's first process dies with it (PR_SET_PDEATHSIG), and the
+launcher cleans up.
 """
 
 import contextlib
@@ -18,7 +19,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,14 +41,15 @@ class Guard:
     _wire: socket.socket
     _pid: int
 
-    def boot(self, command: Sequence[str], keep: Sequence[int]) -> None:
+    def boot(self, command: Sequence[str], environment: Mapping[str, str], keep: Sequence[int]) -> None:
         """Start the guest.
 
         Args:
             command: the emulator's argument list.
+            environment: its environment.
             keep: file descriptors it inherits.
         """
-        self._wire.sendall(json.dumps([list(command), list(keep)]).encode() + b"\n")
+        self._wire.sendall(json.dumps([list(command), dict(environment), list(keep)]).encode() + b"\n")
 
     def wait(self, seconds: float) -> bool:
         """Wait until the guest is gone with all its processes, at most so long; True when it is."""
@@ -60,10 +62,11 @@ class Guard:
         self.wait(60.0)
 
     def close(self) -> None:
-        """End the guest if need be, and wait until the guard has cleaned up."""
+        """End the guest if need be, and wait until the guard has cleaned up; if it could not, do it instead."""
         self._wire.close()
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(self._pid, 0)
+        os.waitpid(self._pid, 0)
+        _kill_children()
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def start_guard() -> Guard:
@@ -72,6 +75,7 @@ def start_guard() -> Guard:
     Raises:
         LabError: the folder could not be made.
     """
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)  # what the guard would leave, should it be killed, becomes ours
     ours, theirs = socket.socketpair()
     pid = os.fork()
     if pid == 0:
@@ -102,8 +106,8 @@ def _guard(wire: socket.socket) -> None:
         wire.sendall(os.fsencode(folder) + b"\n")
         order = _read_line(wire)
         if order:
-            command, keep = json.loads(order)
-            _run_guest(command, keep, Path(folder, "console"), wire)
+            command, environment, keep = json.loads(order)
+            _run_guest(command, environment, keep, Path(folder, "console"), wire)
         wire.sendall(b"gone")
         while wire.recv(4096):  # the launcher reads what the guest has written, then closes
             pass
@@ -123,10 +127,13 @@ def _read_line(wire: socket.socket) -> bytes:
     return line
 
 
-def _run_guest(command: Sequence[str], keep: Sequence[int], console: Path, wire: socket.socket) -> None:
+def _run_guest(
+    command: Sequence[str], environment: Mapping[str, str], keep: Sequence[int], console: Path, wire: socket.socket
+) -> None:
     with console.open("wb") as output:
         guest = subprocess.Popen(
             command,
+            env=environment,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
@@ -142,7 +149,9 @@ def _run_guest(command: Sequence[str], keep: Sequence[int], console: Path, wire:
         poll.poll()
         os.close(life)
     finally:
-        _kill_group(guest.pid)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(guest.pid, signal.SIGKILL)
+        _kill_children()
 
 
 def _before_exec() -> None:
@@ -150,11 +159,9 @@ def _before_exec() -> None:
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _kill_group(group: int) -> None:
-    """Kill the guest's group and every process that it left, and reap them all."""
+def _kill_children() -> None:
+    """Kill all children, and what they leave as it becomes ours, until there is none; reap them all."""
     while True:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(group, signal.SIGKILL)
         for child in _children():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(child, signal.SIGKILL)
@@ -167,10 +174,13 @@ def _kill_group(group: int) -> None:
 
 
 def _children() -> list[int]:
-    with contextlib.suppress(OSError):
-        text = Path(f"/proc/self/task/{os.getpid()}/children").read_text(encoding="ascii")
-        return [int(child) for child in text.split()]
-    return []
+    found = []
+    for entry in os.listdir("/proc"):
+        with contextlib.suppress(OSError, ValueError):
+            # proc(5): after the name in parentheses come the state and the parent
+            if int(Path("/proc", entry, "stat").read_bytes().rpartition(b")")[2].split()[1]) == os.getpid():
+                found.append(int(entry))
+    return found
 
 
 def _prctl(option: int, value: int) -> None:

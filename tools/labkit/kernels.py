@@ -64,6 +64,10 @@ class Kernel:
         """The argument list that boots the machine."""
         return (_uml_command if self.name == "uml" else _qemu_command)(self, machine)
 
+    def environment(self, machine: Machine) -> dict[str, str]:
+        """The environment of the emulator; User Mode Linux keeps the guest's memory in a file in $TMPDIR."""
+        return {"PATH": "/usr/bin:/bin:/usr/sbin:/sbin", "TMPDIR": str(_memory_folder(machine))}
+
     def disk_paths(self, count: int) -> list[str]:
         """Where so many disks appear in the guest."""
         stem = "/dev/ubd" if self.name == "uml" else "/dev/vd"
@@ -97,6 +101,16 @@ def find_kernel(name: str, cpus: int, cache: Path) -> Kernel:
     return kernel
 
 
+def _memory_folder(machine: Machine) -> Path:
+    shared = Path("/dev/shm")
+    try:
+        space = os.statvfs(shared)
+    except OSError:
+        return machine.run_dir
+    fits = space.f_bavail * space.f_frsize > machine.memory and not space.f_flag & os.ST_NOEXEC
+    return shared if fits else machine.run_dir
+
+
 def _only_folder(parent: Path) -> Path:
     folders = sorted(parent.iterdir()) if parent.is_dir() else []
     if not folders:
@@ -108,8 +122,8 @@ def _uml_command(kernel: Kernel, machine: Machine) -> list[str]:
     disks = [f"ubd{number}={path}" for number, path in enumerate(machine.disks)]
     return [
         str(kernel.image),
-        f"umid={machine.run_dir.name}",  # names of its own, or two labs meet in the home directory
-        f"uml_dir={machine.run_dir}/",
+        f"uml_dir={machine.run_dir}/",  # a folder of its own, or two labs meet in the home directory
+        "umid=uml",
         f"mem={machine.memory >> 20}M",
         f"initrd={machine.initramfs}",
         *disks,

@@ -105,7 +105,8 @@ class _Lab:
     def run(self, modules: Sequence[Path]) -> int:
         out = self._prepare(modules)
         try:
-            self.guard.boot(self.kernel.command(self._machine()), self.disks)
+            machine = self._machine()
+            self.guard.boot(self.kernel.command(machine), self.kernel.environment(machine), self.disks)
             try:
                 limit = self._follow()
             finally:
@@ -222,7 +223,10 @@ class _Lab:
         return first + self._console_tail()
 
     def _console(self) -> str:
-        return (self.guard.folder / "console").read_text(encoding="utf-8", errors="replace")
+        try:
+            return (self.guard.folder / "console").read_text(encoding="utf-8", errors="replace")
+        except OSError:  # the guard is gone, and the folder with it
+            return ""
 
     def _console_tail(self) -> str:
         lines = self._console().splitlines()[-25:]
