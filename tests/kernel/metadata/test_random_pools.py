@@ -1,0 +1,96 @@
+"""A pool that a real kernel changes at random; after each change every answer against the thin tools'."""
+
+import os
+import random
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import pytest
+
+from tests.kernel.metadata.pool import Dump, RandomPool, Usage, thin_delta, thin_dump, thin_ls
+from thinpool.metadata import BlockRange, Books
+
+pytestmark = pytest.mark.kernel
+
+LONG = bool(os.environ.get("THINPOOL_TEST_LONG"))
+SEEDS = range(20 if LONG else 4)
+ROUNDS = 100 if LONG else 50
+
+
+def usage_of(books: Books) -> Usage:
+    return {
+        device.thin_id: (device.mapped_blocks, device.exclusive_blocks, device.mapped_blocks - device.exclusive_blocks)
+        for device in books.usage()
+    }
+
+
+def spread(ranges: Iterable[BlockRange]) -> list[tuple[int, int | None, int | None]]:
+    return [
+        (
+            part.start + step,
+            None if part.old is None else part.old + step,
+            None if part.new is None else part.new + step,
+        )
+        for part in ranges
+        for step in range(part.length)
+    ]
+
+
+def compare(pool: RandomPool, chance: random.Random) -> None:
+    """Reserve a metadata snapshot and compare all that it and the live metadata, which are the same now, say."""
+    with pool.reserved():
+        expected, dump = thin_ls(pool.metadata), thin_dump(pool.metadata)
+        for held in (False, True):
+            with Books.open(pool.metadata, held=held) as books:
+                assert usage_of(books) == expected
+                assert books.unchanged()
+        with Books.open(pool.metadata, held=True) as books:
+            compare_mappings(books, dump)
+            for _ in range(2):
+                old, new = chance.choice(pool.devices), chance.choice(pool.devices)
+                if old != new:
+                    expected_difference = thin_delta(pool.metadata, old, new)
+                    assert spread(books.difference(old, new)) == expected_difference
+                    more = sum(after is not None for _, _, after in expected_difference)
+                    assert books.difference_blocks(new, old) == more
+
+
+def compare_mappings(books: Books, dump: Dump) -> None:
+    assert [device.thin_id for device in books.devices()] == sorted(dump)
+    for thin_id, mappings in dump.items():
+        assert dict(books.mappings(thin_id)) == mappings
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_random_pools(seed: int, disk_factory: Callable[[int], Path], thin_check: Callable[[Path], None]) -> None:
+    chance = random.Random(seed)
+    metadata = disk_factory(64 << 20)
+    with RandomPool.active(f"random{seed}", metadata, chance, span=chance.choice((500, 5000, 60_000))) as pool:
+        for _ in range(ROUNDS):
+            for _ in range(chance.randrange(1, 4)):
+                pool.mutate()
+            if pool.devices:
+                compare(pool, chance)
+    thin_check(metadata)
+
+
+def test_usage_of_a_pool_that_has_left_its_metadata_snapshot_behind(
+    disk_factory: Callable[[int], Path], thin_check: Callable[[Path], None]
+) -> None:
+    chance = random.Random(7)
+    metadata = disk_factory(64 << 20)
+    with RandomPool.active("stale", metadata, chance, span=3000) as pool:
+        for _ in range(10):
+            pool.mutate()
+        for _ in range(20 if LONG else 5):
+            with pool.reserved():
+                before = thin_ls(metadata)
+                for _ in range(4):
+                    pool.mutate()
+                with Books.open(metadata) as books:
+                    now = usage_of(books)
+                with Books.open(metadata, held=True) as books:
+                    assert usage_of(books) == before
+            with pool.reserved():
+                assert thin_ls(metadata) == now
+    thin_check(metadata)
