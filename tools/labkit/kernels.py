@@ -94,7 +94,10 @@ def find_kernel(name: str, cpus: int, cache: Path) -> Kernel:
         packages.install(["qemu"], cache)
         home = packages.debian_kernel(cache)
         modules = _only_folder(home / "lib" / "modules")
-        image = home / "boot" / f"vmlinuz-{modules.name}"
+        images = (home / "boot" / f"{stem}-{modules.name}" for stem in ("vmlinux", "vmlinuz"))
+        image = next(filter(Path.exists, images), None)
+        if image is None:
+            raise LabError(f"no kernel image in {home / 'boot'}; remove {home} to have it fetched again")
         kernel = Kernel(name, image, modules, (*_VIRTIO_MODULES, *_MODULES), boot_limit=240.0)
     if instead := os.environ.get("THINPOOL_LAB_MODULES"):
         return Kernel(name, kernel.image, Path(instead, kernel.release), kernel.boot_modules, kernel.boot_limit)

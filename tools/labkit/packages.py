@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import lzma
 import os
 import re
 import shutil
@@ -66,7 +67,9 @@ def setup_lock(cache: Path) -> Iterator[None]:
 
 
 def debian_kernel(cache: Path) -> Path:
-    """The folder of an unpacked stock Debian kernel: `boot/vmlinuz-*` and `lib/modules/*` with their indexes.
+    """The folder of an unpacked stock Debian kernel: `boot/` with its image and `lib/modules/*` with their indexes.
+
+    Beside `boot/vmlinuz-*` lies `boot/vmlinux-*`, the same without compression, where this could undo it.
 
     It is fetched by apt the first time; a fetch that dies half-way leaves no folder of that name.
     """
@@ -98,10 +101,21 @@ def _unpack_kernel(home: Path) -> None:
         (tree / "depmod" / "lib").mkdir(parents=True)
         modules.rename(tree / "depmod" / "lib" / "modules")
         _run(["depmod", "-b", str(tree / "depmod"), release])
+        _decompress(tree / "boot" / f"vmlinuz-{release}", tree / "boot" / f"vmlinux-{release}")
         shutil.rmtree(home, ignore_errors=True)
         shutil.rmtree(tree / "lib", ignore_errors=True)
         (tree / "depmod" / "lib").rename(tree / "lib")
+        (tree / "depmod").rmdir()
         tree.rename(home)
+
+
+def _decompress(image: Path, plain: Path) -> None:
+    """Undo the image's compression, which costs an emulator seconds at each boot; leave it where it is no xz."""
+    content = image.read_bytes()
+    start = content.find(b"\xfd7zXZ\0")
+    if start >= 0:
+        with contextlib.suppress(lzma.LZMAError):
+            plain.write_bytes(lzma.LZMADecompressor().decompress(content[start:]))
 
 
 def _newest_kernel_package() -> str:
@@ -148,8 +162,12 @@ def _say(message: str) -> None:
 
 def main() -> int:
     """Install the packages of the groups given as arguments (`python -m labkit.packages GROUP...`)."""
+    groups = sys.argv[1:]
+    cache = Path(__file__).resolve().parent.parent.parent / ".cache" / "lab"
     try:
-        install(sys.argv[1:], Path(__file__).resolve().parent.parent.parent / ".cache" / "lab")
+        install(groups, cache)
+        if "qemu" in groups:
+            debian_kernel(cache)
     except LabError as error:
         _say(str(error))
         return 1
