@@ -25,9 +25,9 @@ def missing_packages(groups: Sequence[str]) -> list[str]:
     for line in _LIST.read_text(encoding="utf-8").splitlines():
         if not line.strip() or line.startswith("#"):
             continue
-        group, package, proof = line.split()
-        known.add(group)
-        if group in groups and package not in missing and not os.path.exists(proof):
+        owners, package, proof = line.split()
+        known.update(owners.split(","))
+        if not set(groups).isdisjoint(owners.split(",")) and not os.path.exists(proof):
             missing.append(package)
     if unknown := set(groups) - known:
         raise LabError(f"no such package group: {', '.join(sorted(unknown))}; there are {', '.join(sorted(known))}")
