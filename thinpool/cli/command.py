@@ -110,7 +110,7 @@ class Group(click.Group):
     def _summary(self, ctx: click.Context, name: str) -> str:
         command = self.get_command(ctx, name)
         assert command is not None
-        return command.get_short_help_str(limit=100)
+        return command.get_short_help_str(limit=200)
 
 
 def command(name: str, *, examples: Sequence[Example], **attributes: Any) -> Callable[[Body[P]], Command]:
@@ -202,7 +202,7 @@ def _format_options(command: click.Command, ctx: click.Context, formatter: click
         record = param.get_help_record(ctx)
         if record is not None and not isinstance(param, click.Argument):
             (shared if isinstance(param, SharedOption) else own).append(record)
-    for heading, records in (("Options", own), ("Shared options, also before the command", shared)):
+    for heading, records in (("Options", own), ("Shared options, before or after the command", shared)):
         if records:
             with formatter.section(heading):
                 formatter.write_dl(records)
