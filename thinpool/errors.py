@@ -27,6 +27,7 @@ __all__ = [
     "StoreNotFound",
     "ThinPoolError",
     "ToolError",
+    "TreeError",
     "UnsafeArchive",
     "WrongKind",
 ]
@@ -132,6 +133,10 @@ class ArchiveError(ThinPoolError):
 
 class UnsafeArchive(ArchiveError):
     """A layer archive tries to leave its root, or exceeds a limit."""
+
+
+class TreeError(ThinPoolError):
+    """A layer's tree cannot be read, or changed while it was read."""
 
 
 class MountError(ThinPoolError):

@@ -1,0 +1,1 @@
+"""Layers as trees and as archives, whatever the driver: comparing, exporting, importing."""

@@ -1,0 +1,197 @@
+"""The differences of two trees by a walk over both, side by side: the reference for every faster way.
+
+What counts as a change is the same for every driver. Here it is found by two open directories, entry by entry, in the
+order of the paths' bytes, without recursion, with a fixed number of descriptors and no path longer than a name.
+
+**When content is read.** Where all that stat(2) tells agrees, extended attributes, link target and content must be
+compared, unless the inode cannot have been touched since the two trees were one. Equal inode number and equal time of
+status change (ctime) mean that, but not alone: ctime moves in ticks of the clock (up to 10 ms before Linux 6.13), so a
+file written just before a snapshot was taken and again just after it may show the same ctime twice; and two layers that
+were filled at the same time on the same empty file system give the same inode numbers to different files. So the caller
+says until when the trees were one (`settled_ns`), and only an inode whose ctime lies before that by more than two ticks
+is trusted. What is left is a clock that is set back, onto the very nanosecond of an earlier change.
+"""
+
+import os
+import stat
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack
+from os import stat_result
+
+import attrs
+
+from thinpool.errors import TreeError
+from thinpool.layer import xattrs
+from thinpool.layer.compare import attributes_differ, contents_differ
+from thinpool.layer.links import Backlog, LinkSets, Pair
+from thinpool.layer.text import shown
+from thinpool.layer.tree import Descent
+from thinpool.model import Change
+
+_TWO_TICKS_NS = 20_000_000
+_NEVER_NS = -(1 << 63)
+_EMPTY_ROOT_MODE = stat.S_IFDIR | 0o755
+
+
+def walk(older: int | None, newer: int, *, settled_ns: int | None = None) -> Iterator[Change]:
+    """Compare two trees.
+
+    The names of one directory at a time, one number an inode with several names, and the changes after a path whose
+    hard links are not all seen yet are all that is kept in memory.
+
+    Args:
+        older: the older tree's root directory, `O_PATH` or readable, which may be a detached mount's. None stands for
+            an empty root directory: mode 0755, owned by root, no extended attributes.
+        newer: the newer tree's root directory.
+        settled_ns: the time (nanoseconds since 1970) when the trees' common ancestor was complete: the older tree
+            itself where the newer one descends from it. None: nothing is known, and the content of every file that
+            agrees in all else is read.
+
+    Yields:
+        The changes, sorted by the bytes of their paths.
+
+    Raises:
+        TreeError: a tree cannot be read, or changes while it is read.
+    """
+    before_ns = _NEVER_NS if settled_ns is None else settled_ns - _TWO_TICKS_NS
+    try:
+        with ExitStack() as stack:
+            old = None if older is None else stack.enter_context(Descent(older))
+            new = stack.enter_context(Descent(newer))
+            yield from _Walk(old, new, before_ns).run()
+    except OSError as error:
+        where = "" if error.filename is None else f" at {shown(error.filename)}"
+        raise TreeError(f"the layer's tree cannot be read{where}: {error.strerror}") from error
+
+
+@attrs.define(eq=False)
+class _Listing:
+    """The entries of one directory: all names, and those of directories."""
+
+    names: set[str]
+    directories: set[str]
+
+    @classmethod
+    def of(cls, fd: int) -> "_Listing":
+        names: set[str] = set()
+        directories: set[str] = set()
+        with os.scandir(fd) as entries:
+            for entry in entries:
+                names.add(entry.name)
+                if entry.is_dir(follow_symlinks=False):
+                    directories.add(entry.name)
+        return cls(names, directories)
+
+
+@attrs.define(eq=False)
+class _Frame:
+    """A directory that is being walked.
+
+    Attributes:
+        older: its entries in the older tree, or None where it is new.
+        newer: its entries in the newer tree.
+        keys: what is left to do, in order: names, and `NAME/` for what lies below a directory.
+    """
+
+    older: _Listing | None
+    newer: _Listing
+    keys: Iterator[str]
+
+    @classmethod
+    def open(cls, older_fd: int | None, newer_fd: int) -> "_Frame":
+        newer = _Listing.of(newer_fd)
+        older = None if older_fd is None else _Listing.of(older_fd)
+        keys = [*(newer.names if older is None else newer.names | older.names), *(f"{d}/" for d in newer.directories)]
+        if "".join(keys).isascii():
+            keys.sort()
+        else:
+            keys.sort(key=os.fsencode)
+        return cls(older, newer, iter(keys))
+
+
+class _Walk:
+    def __init__(self, older: Descent | None, newer: Descent, before_ns: int) -> None:
+        self._older = older
+        self._newer = newer
+        self._before_ns = before_ns
+        self._links = LinkSets()
+        self._backlog = Backlog()
+        self._prefix = "/"
+
+    def run(self) -> Iterator[Change]:
+        if self._root_differs():
+            yield Change("C", "/")
+        stack = [_Frame.open(None if self._older is None else self._older.fd, self._newer.fd)]
+        lengths = [1]
+        while stack:
+            below = yield from self._entries(stack[-1])
+            if below is not None:
+                stack.append(self._enter(stack[-1], below))
+                lengths.append(len(self._prefix))
+                continue
+            frame = stack.pop()
+            lengths.pop()
+            if stack:
+                self._newer.leave()
+                if frame.older is not None and self._older is not None:
+                    self._older.leave()
+                self._prefix = self._prefix[: lengths[-1]]
+        yield from self._backlog.ready(at_end=True)
+
+    def _enter(self, frame: _Frame, name: str) -> _Frame:
+        self._newer.enter(name)
+        self._prefix += f"{name}/"
+        if self._older is None or frame.older is None or name not in frame.older.directories:
+            return _Frame.open(None, self._newer.fd)
+        self._older.enter(name)
+        return _Frame.open(self._older.fd, self._newer.fd)
+
+    def _entries(self, frame: _Frame) -> Generator[Change, None, str | None]:
+        """Go on with a directory; returns the name of the directory below which to go on, or None when done."""
+        older, newer, backlog, prefix = frame.older, frame.newer, self._backlog, self._prefix
+        for key in frame.keys:
+            if key.endswith("/"):
+                return key[:-1]
+            pair = None
+            if older is None or key not in older.names:
+                change = Change("A", prefix + key)
+            elif key not in newer.names:
+                change = Change("D", prefix + key)
+            else:
+                differs, pair = self._compare(key)
+                if not differs and pair is None:
+                    continue
+                change = Change("C", prefix + key)
+                if differs:
+                    pair = None
+            if backlog or pair is not None:
+                backlog.add(change, pair)
+                yield from backlog.ready()
+            else:
+                yield change
+        return None
+
+    def _compare(self, name: str) -> tuple[bool, Pair | None]:
+        """Whether an entry of both trees differs in itself, and its link sets where it has any."""
+        assert self._older is not None
+        older_fd, newer_fd = self._older.fd, self._newer.fd
+        older = os.stat(name, dir_fd=older_fd, follow_symlinks=False)
+        newer = os.stat(name, dir_fd=newer_fd, follow_symlinks=False)
+        pair = self._links.meet(older, newer) if older.st_nlink > 1 or newer.st_nlink > 1 else None
+        if attributes_differ(older, newer):
+            return True, pair
+        if self._untouched(older, newer):
+            return False, pair
+        return contents_differ(older_fd, newer_fd, name, newer), pair
+
+    def _root_differs(self) -> bool:
+        newer = os.stat(self._newer.fd)
+        if self._older is None:
+            bare = newer.st_mode == _EMPTY_ROOT_MODE and newer.st_uid == 0 and newer.st_gid == 0
+            return not bare or bool(xattrs.read(self._newer.fd))
+        older = os.stat(self._older.fd)
+        return attributes_differ(older, newer) or contents_differ(self._older.fd, self._newer.fd, ".", newer)
+
+    def _untouched(self, older: stat_result, newer: stat_result) -> bool:
+        ctime = newer.st_ctime_ns
+        return ctime < self._before_ns and ctime == older.st_ctime_ns and newer.st_ino == older.st_ino

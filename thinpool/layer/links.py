@@ -1,0 +1,108 @@
+"""Which names share an inode, compared between two trees in one pass over both."""
+
+import stat
+from collections import deque
+from collections.abc import Iterator
+from os import stat_result
+
+import attrs
+
+from thinpool.model import Change
+
+_Id = tuple[int, int]
+
+
+@attrs.define(eq=False)
+class _Inode:
+    """One inode of one tree, as far as its names among the common paths were met.
+
+    Attributes:
+        partner: the inode that the first of these names has in the other tree.
+        links: how many names it has, in all.
+        met: how many were met.
+        torn: two of its names have different inodes in the other tree.
+    """
+
+    partner: _Id
+    links: int
+    met: int = 0
+    torn: bool = False
+
+
+@attrs.frozen(eq=False)
+class Pair:
+    """A path's inodes in both trees."""
+
+    older: _Inode
+    newer: _Inode
+
+    @property
+    def differs(self) -> bool:
+        """True once the path is known to share its inode with other paths in one tree than in the other."""
+        return self.older.torn or self.newer.torn
+
+    @property
+    def decided(self) -> bool:
+        """True when no path that is still to come can change `differs`."""
+        older, newer = self.older, self.newer
+        return self.differs or (older.met >= older.links and newer.met >= newer.links)
+
+
+class LinkSets:
+    """The inodes with several names among the paths that both trees have.
+
+    The sets of names are the same exactly where the inodes of the two trees correspond one to one, so two numbers an
+    inode are enough, and no set of names is kept.
+    """
+
+    def __init__(self) -> None:
+        self._older: dict[_Id, _Inode] = {}
+        self._newer: dict[_Id, _Inode] = {}
+
+    def meet(self, older: stat_result, newer: stat_result) -> Pair | None:
+        """Take in a path of both trees; None where neither inode has another name."""
+        if not (_shared(older) or _shared(newer)):
+            return None
+        old_id, new_id = (older.st_dev, older.st_ino), (newer.st_dev, newer.st_ino)
+        return Pair(_meet(self._older, old_id, older, new_id), _meet(self._newer, new_id, newer, old_id))
+
+
+class Backlog:
+    """Changes in order, held back from the first path on of which it is not yet known whether it changed."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[tuple[Change, Pair | None]] = deque()
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting)
+
+    def add(self, change: Change, pair: Pair | None = None) -> None:
+        """Append a change that is certain, or one that is a change if its pair turns out to differ."""
+        self._waiting.append((change, pair))
+
+    def ready(self, *, at_end: bool = False) -> Iterator[Change]:
+        """The changes that need not wait any longer; at the end of both trees, all that are changes."""
+        waiting = self._waiting
+        while waiting:
+            change, pair = waiting[0]
+            if pair is not None and not (at_end or pair.decided):
+                return
+            waiting.popleft()
+            if pair is None or pair.differs:
+                yield change
+
+
+def _shared(status: stat_result) -> bool:
+    return status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode)
+
+
+def _meet(table: dict[_Id, _Inode], own: _Id, status: stat_result, partner: _Id) -> _Inode:
+    if not _shared(status):
+        return _Inode(partner, 1, 1)
+    inode = table.get(own)
+    if inode is None:
+        inode = table[own] = _Inode(partner, status.st_nlink)
+    inode.met += 1
+    if inode.partner != partner:
+        inode.torn = True
+    return inode
