@@ -4,27 +4,30 @@ The handle of a layer is its thin id. A thin device is active only while somebod
 `PREFIX-HANDLE`, where the prefix comes from the root directory, so that two stores never meet.
 """
 
-import errno
 import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Self
+
+import attrs
 
 from thinpool.dm import Control
+from thinpool.dm.device import device_path
 from thinpool.drivers.base import INTENT, Context, DriverStatus, HandleTaken, Storage
-from thinpool.errors import ConfigError, DeviceMapperError, DriverUnsupported, MountError, NotPermitted, PoolFailed
-from thinpool.filesystem import mounts, syscalls
+from thinpool.errors import ConfigError, DriverUnsupported, LayerInUse, MountError, NotPermitted, PoolFailed
+from thinpool.filesystem import mounts
 from thinpool.filesystem.formats import FileSystem, file_system, make_base
 from thinpool.filesystem.mounts import MountEntry
-from thinpool.metadata import read_books
+from thinpool.metadata import Books, read_books
 from thinpool.model import Usage
 from thinpool.pool import PoolIdentity, PoolOptions, ThinIdTaken, ThinPool, reconcile
 
 _BASE = "base"
 _IDENTITY = "pool"
-_ATTEMPTS = 5
+_PAGE = 4096
 
 
 def prefix(root: Path) -> str:
@@ -49,7 +52,8 @@ class DevicemapperType:
             return "needs root, to control devices"
         try:
             with Control() as control:
-                control.require_target("thin-pool")
+                if "thin-pool" not in {version.name for version in control.target_versions()}:
+                    return "this kernel has no thin-pool target (module dm_thin_pool)"
         except (DriverUnsupported, NotPermitted) as error:
             return error.message
         return None
@@ -67,17 +71,221 @@ class DevicemapperType:
     def open(self, context: Context) -> "Devicemapper":
         """Take the pool up as it was recorded, with options that have changed where they can."""
         recorded = PoolOptions.parse(context.recorded)
-        change = reconcile(recorded, context.given)
+        wanted = reconcile(recorded, context.given)
         identity = context.records.get(_IDENTITY)
         if identity is None:
             raise PoolFailed(f"the records of {context.root} name no pool")
+        now = attrs.evolve(wanted, loopdatasize=recorded.loopdatasize, loopmetadatasize=recorded.loopmetadatasize)
         with ExitStack() as undo:
-            driver = undo.enter_context(Devicemapper(context, change.options, PoolIdentity.from_json(identity)))
-            if change.grows:
+            driver = undo.enter_context(Devicemapper(context, now, PoolIdentity.from_json(identity)))
+            if now != wanted:
                 driver.up()
-                driver.grow(data=change.data_size, metadata=change.metadata_size)
+                driver.grow(data=wanted.loopdatasize, metadata=wanted.loopmetadatasize)
             undo.pop_all()
         return driver
 
 
 TYPE = DevicemapperType()
+
+
+class Devicemapper:
+    """The pool of one store and its thin devices."""
+
+    name = "devicemapper"
+
+    def __init__(self, context: Context, options: PoolOptions, identity: PoolIdentity | None) -> None:
+        self._records = context.records
+        self._settings = options
+        self._file_system: FileSystem = file_system(options.fs)
+        self._prefix = prefix(context.root)
+        self._control = Control()
+        self._pool = ThinPool(self._control, context.directory, self._prefix, options, identity)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of what this process holds; pool and devices stay."""
+        self._control.close()
+
+    @property
+    def options(self) -> Mapping[str, str]:
+        """The options in force, in canonical text."""
+        return self._settings.to_mapping()
+
+    @property
+    def shares_handles(self) -> bool:
+        """A pool that somebody else made holds devices of theirs."""
+        return self._pool.is_foreign
+
+    # -- the pool
+
+    def make(self) -> None:
+        """Make pool and base, or what of them a process that died had not made yet."""
+        if self._records.get(_IDENTITY) is None:
+            identity = self._pool.create()
+            self._records.put(_IDENTITY, identity.to_json())
+        else:
+            self._pool.activate()
+        if self._records.get(_BASE) is None:
+            self._make_base()
+
+    def _make_base(self) -> None:
+        size = self._settings.basesize
+        if size < self._file_system.minimum:
+            raise ConfigError(f"dm.basesize={size}: {self._file_system.name} needs {self._file_system.minimum} bytes")
+        handle = self._new_thin()
+        device = device_path(self._pool.activate_thin(handle, size))
+        make_base(self._file_system, device, self._settings.mkfsarg)
+        self._pool.deactivate_thin(handle)
+        self._records.claim(handle)
+        self._records.put(_BASE, json.dumps({"handle": handle, "size": size}))
+
+    def _new_thin(self) -> int:
+        while True:
+            handle = self._records.allot()
+            if self.shares_handles:
+                self._records.put(INTENT, str(handle))
+            else:
+                self.delete(handle)
+            try:
+                self._pool.create_thin(handle)
+            except ThinIdTaken:
+                self._records.skip(handle)
+            else:
+                return handle
+
+    def up(self) -> bool:
+        """Activate the pool; False where it was active."""
+        return self._pool.activate()
+
+    def down(self) -> None:
+        """Deactivate every thin device of the store, then the pool, whose loop devices go with it."""
+        for handle in self._pool.active_thins():
+            if not self._pool.deactivate_thin(handle):
+                raise LayerInUse(f"device {self._pool.thin_name(handle)} is in use by another process")
+        self._pool.deactivate()
+
+    def grow(self, *, data: int | None = None, metadata: int | None = None) -> None:
+        """Extend the pool online to new total sizes in bytes."""
+        self._pool.grow(data, metadata)
+        sizes = self._pool.options
+        self._settings = attrs.evolve(
+            self._settings, loopdatasize=sizes.loopdatasize, loopmetadatasize=sizes.loopmetadatasize
+        )
+
+    # -- layers
+
+    def create(self, handle: int, parent: Storage | None, size: int | None) -> int:
+        """Snapshot the parent, or the base, and grow the copy's file system where a size asks for it."""
+        origin = parent or self._base
+        self._snap(handle, origin.handle)
+        if size is None or size <= origin.size:
+            return origin.size
+        grown = Storage(handle, size // _PAGE * _PAGE, immutable=False)
+        fd = self.attach(grown, read_only=False)
+        try:
+            root = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd)
+            try:
+                self._file_system.grow(root, grown.size)
+            finally:
+                os.close(root)
+        finally:
+            os.close(fd)
+        self._pool.deactivate_thin(handle)
+        return grown.size
+
+    def snapshot(self, handle: int, active: Storage) -> None:
+        """Snapshot a layer, frozen for the moment if it is in use."""
+        self._snap(handle, active.handle)
+
+    def _snap(self, handle: int, origin: int) -> None:
+        try:
+            self._pool.create_snap(handle, origin)
+        except ThinIdTaken as error:
+            raise HandleTaken from error
+
+    def flush(self, active: Storage) -> None:
+        """Sync the file system, where the layer is in use."""
+
+    def delete(self, handle: int) -> bool:
+        """Deactivate and delete a thin device."""
+        if not self._pool.deactivate_thin(handle):
+            raise LayerInUse(f"device {self._pool.thin_name(handle)} is in use by another process")
+        return self._pool.delete(handle)
+
+    def attach(self, storage: Storage, *, read_only: bool) -> int:
+        """Activate the device and mount it nowhere.
+
+        A journal that was left dirty by a crash is replayed first where the storage is immutable, so that it can be
+        mounted read-only.
+        """
+        options = [*self._file_system.options(immutable=storage.immutable), *self._mount_options()]
+        device = self._activate(storage)
+        try:
+            return mounts.detached_mount(self._file_system.name, str(device), options, read_only=read_only)
+        except MountError:
+            if not storage.immutable or not self._pool.deactivate_thin(storage.handle):
+                raise
+        self._settle(storage)
+        device = self._activate(storage)
+        return mounts.detached_mount(self._file_system.name, str(device), options, read_only=read_only)
+
+    def _settle(self, storage: Storage) -> None:
+        writable = attrs.evolve(storage, immutable=False)
+        os.close(self.attach(writable, read_only=False))
+        self._pool.deactivate_thin(storage.handle)
+
+    def _activate(self, storage: Storage) -> Path:
+        return device_path(self._pool.activate_thin(storage.handle, storage.size, read_only=storage.immutable))
+
+    def _mount_options(self) -> list[str]:
+        return [option for option in self._settings.mountopt.split(",") if option]
+
+    def open_device(self, storage: Storage) -> tuple[Path, int]:
+        """Activate the layer's device and hold it open."""
+        device = self._activate(storage)
+        return device, os.open(device, os.O_RDONLY | os.O_CLOEXEC)
+
+    def release(self, handle: int) -> bool:
+        """Deactivate the device; False where somebody uses it."""
+        return self._pool.deactivate_thin(handle)
+
+    # -- looking
+
+    @property
+    def _base(self) -> Storage:
+        found = json.loads(self._records.get(_BASE) or "{}")
+        return Storage(found["handle"], found["size"], immutable=True)
+
+    def usages(self, layers: Sequence[tuple[int, int | None]]) -> Mapping[int, Usage]:
+        """Count blocks in the pool's metadata, where nothing that two layers share is read twice."""
+        base = self._base.handle
+
+        def count(books: Books) -> dict[int, Usage]:
+            size = books.data_block_size
+            return {
+                handle: Usage(
+                    size=books.difference_blocks(handle, parent or base) * size,
+                    exclusive=books.exclusive_blocks(handle) * size,
+                    referenced=books.mapped_blocks(handle) * size,
+                )
+                for handle, parent in layers
+            }
+
+        return read_books(self._pool.metadata_device(), count)
+
+    def handle_of(self, entry: MountEntry) -> int | None:
+        """The thin id behind a mount of one of our devices."""
+        return self._pool.thin_of(entry.device) if entry.source.startswith("/dev/dm-") else None
+
+    def mend(self) -> None:
+        """Resume what was left suspended."""
+        self._pool.mend()
+
+    def status(self) -> DriverStatus:
+        """Options and pool, by one ioctl."""
+        return DriverStatus(self.options, self._pool.status(), ())

@@ -74,3 +74,12 @@ def attach(path: Path, *, read_only: bool = False, direct_io: bool = True, autoc
     finally:
         os.close(control)
         os.close(backing)
+
+
+def refresh_size(path: Path) -> None:
+    """Take up the new size of a loop device's backing file."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.ioctl(fd, _SET_CAPACITY)
+    finally:
+        os.close(fd)

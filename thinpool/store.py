@@ -10,7 +10,7 @@ from typing import IO, Literal, Self
 import attrs
 
 from thinpool import layers, mounting
-from thinpool.drivers.base import Growable, PoolStatus
+from thinpool.drivers.base import Growable
 from thinpool.errors import ConfigError, DriverUnsupported
 from thinpool.filesystem.mounts import mount_table
 from thinpool.layer.archive import ArchiveResult, write_layer
@@ -18,6 +18,7 @@ from thinpool.layer.changes import walk
 from thinpool.model import Changes, Kind, Layer, Usage
 from thinpool.mounting import BlockDevice, Mount
 from thinpool.opening import keep_options, open_store
+from thinpool.pool.health import PoolStatus
 from thinpool.root import DEFAULT
 from thinpool.sandbox import run_in
 from thinpool.session import Session

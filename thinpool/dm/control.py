@@ -183,7 +183,7 @@ class Control:
 
     def version(self) -> tuple[int, int, int]:
         """Version of the interface."""
-        return struct.unpack_from("=III", self._call(_VERSION))  # type: ignore[return-value]
+        return struct.unpack_from("=III", self._call(_VERSION))
 
     def devices(self) -> list[DeviceEntry]:
         """All devices."""

@@ -63,7 +63,7 @@ class ThinPool:
     @classmethod
     def parse(cls, text: str) -> Self:
         """Read parameters."""
-        fields = _fields(text.strip(" "), 4)
+        fields = _fields(text.removesuffix(" "), 4)
         count = _number(fields[4]) if len(fields) > 4 else 0
         if len(fields) > 4 and len(fields) != 5 + count:
             raise Malformed(text)
@@ -128,6 +128,6 @@ def parse_target(kind: str, text: str) -> Target:
             target = known.parse(text)
         except Malformed:
             return Unknown(kind, text)
-        if target.params() == text:
+        if target.params() == text.removesuffix(" "):
             return target
     return Unknown(kind, text)

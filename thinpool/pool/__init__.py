@@ -1,0 +1,7 @@
+"""The life of a thin pool: options, what it lies on, creation, activation, growth, health."""
+
+from thinpool.pool.health import PoolStatus
+from thinpool.pool.options import PoolOptions, reconcile
+from thinpool.pool.pool import PoolIdentity, ThinIdTaken, ThinPool
+
+__all__ = ["PoolIdentity", "PoolOptions", "PoolStatus", "ThinIdTaken", "ThinPool", "reconcile"]
