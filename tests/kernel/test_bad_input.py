@@ -105,7 +105,7 @@ def test_a_read_only_root(scratch: Path) -> None:
     root.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", root], check=True)
     try:
-        with pytest.raises(NotPermitted, match="read-only|not writable"):
+        with pytest.raises(NotPermitted, match=r"read-only|not writable"):
             Store.open(root, "devicemapper", SMALL)
     finally:
         subprocess.run(["umount", root], check=True)
@@ -193,7 +193,7 @@ def test_block_devices_serve_one_store_and_are_taken_up_again(scratch: Path, dis
         with pytest.raises(DeviceUnsafe):
             Store.open(scratch / "other", "devicemapper", options)
         store.down()
-    with pytest.raises(DeviceUnsafe, match="thin-pool|thin pool"):
+    with pytest.raises(DeviceUnsafe, match=r"thin-pool|thin pool"):
         Store.open(scratch / "other", "devicemapper", options)
     with Store.open(scratch / "root") as store:
         with store.mount("work") as root:

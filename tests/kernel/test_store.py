@@ -7,7 +7,6 @@ import stat
 import subprocess
 import tarfile
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,6 +22,7 @@ from thinpool.errors import (
     MountError,
     WrongKind,
 )
+from thinpool.store import Compression
 
 pytestmark = pytest.mark.kernel
 
@@ -44,7 +44,7 @@ def listed(store: Store, name: str, base: str | None = None) -> list[tuple[str, 
 
 
 @pytest.fixture
-def debian(store: Store) -> Iterator[Store]:
+def debian(store: Store) -> Store:
     store.import_layer("debian", archive({"etc/motd": b"hello\n", "bin/sh": b"#!", "etc/passwd": b"root:x:0:0\n"}))
     return store
 
@@ -179,9 +179,10 @@ def test_export_and_import_carry_a_layer(debian: Store) -> None:
         os.link(root / "data", root / "link")
         os.symlink("data", root / "symlink")
     debian.commit("layer", "work")
-    for compress in ("none", "gzip", "zstd", "xz"):
+    compressions: tuple[Compression, ...] = ("none", "gzip", "zstd", "xz")
+    for compress in compressions:
         carried = io.BytesIO()
-        debian.export_layer("layer", carried, compress=compress)  # type: ignore[arg-type]
+        debian.export_layer("layer", carried, compress=compress)
         carried.seek(0)
         copy = f"copy-{compress}"
         debian.import_layer(copy, carried, parent="debian")
@@ -313,9 +314,10 @@ def test_kinds_are_kept(debian: Store) -> None:
         debian.commit("x", "missing")
     with pytest.raises(LayerNotFound):
         debian.prepare("x", "missing")
-    for make in (lambda: debian.prepare("debian"), lambda: debian.commit("debian", "work")):
-        with pytest.raises(LayerExists):
-            make()
+    with pytest.raises(LayerExists):
+        debian.prepare("debian")
+    with pytest.raises(LayerExists):
+        debian.commit("debian", "work")
     for name in ("", "..", "a//b", "-x", "/x", "a b", "x" * 256):
         with pytest.raises(InvalidName):
             debian.prepare(name)
@@ -392,9 +394,13 @@ def test_processes_and_threads_share_a_store(debian: Store) -> None:
     context = multiprocessing.get_context("spawn")
     workers = [context.Process(target=_prepare_many, args=(debian.root, number)) for number in range(2)]
     threads = [threading.Thread(target=_prepare_many, args=(debian.root, number)) for number in (2, 3)]
-    for worker in (*workers, *threads):
+    for thread in threads:
+        thread.start()
+    for worker in workers:
         worker.start()
-    for worker in (*workers, *threads):
+    for thread in threads:
+        thread.join()
+    for worker in workers:
         worker.join()
     assert [worker.exitcode for worker in workers] == [0, 0]
     assert len(list(debian.walk())) == 1 + 4 * 5

@@ -44,7 +44,7 @@ def test_a_clean_environment_runs_it(distributions: dict[str, Path], tmp_path: P
     environment = tmp_path / "venv"
     subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
     python = environment / "bin/python"
-    install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", distributions[kind]]
+    install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", str(distributions[kind])]
     subprocess.run(install, check=True, cwd=tmp_path)
     modules = subprocess.run([python, "-c", IMPORT_ALL], check=True, cwd=tmp_path, capture_output=True, text=True)
     names = set(modules.stdout.split())
