@@ -1,6 +1,7 @@
 """For the tests that need device-mapper: a fixture for each resource, and a check that no test leaves one behind."""
 
 import contextlib
+import ctypes
 import gc
 import os
 import re
@@ -27,6 +28,7 @@ DiskFactory = Callable[[int], Path]
 _HERE = Path(__file__).parent
 # the kernel finishes some of an unmount, a deferred removal or an exit after the call that asked for it
 _SETTLE_SECONDS = 5.0
+_PR_SET_CHILD_SUBREAPER = 36  # include/uapi/linux/prctl.h
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -131,6 +133,12 @@ class LeakCheck:
             time.sleep(0.02)
             left = Resources.now().beyond(self.before)
         return left
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _adopt_orphans() -> None:
+    """Become the parent of what descendants leave running, or the leak check would lose sight of it."""
+    assert ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
 
 
 @pytest.fixture(autouse=True)
