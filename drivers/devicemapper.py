@@ -4,11 +4,12 @@ The handle of a layer is its thin id. A thin device is active only while somebod
 `PREFIX-HANDLE`, where the prefix comes from the root directory, so that two stores never meet.
 """
 
+import errno
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Self
 
@@ -18,7 +19,7 @@ from thinpool.dm import Control
 from thinpool.dm.device import device_path
 from thinpool.drivers.base import INTENT, Context, DriverStatus, HandleTaken, Storage
 from thinpool.errors import ConfigError, DriverUnsupported, LayerInUse, MountError, NotPermitted, PoolFailed
-from thinpool.filesystem import mounts
+from thinpool.filesystem import mounts, syscalls
 from thinpool.filesystem.formats import FileSystem, file_system, make_base
 from thinpool.filesystem.mounts import MountEntry
 from thinpool.metadata import Books, read_books
@@ -186,15 +187,8 @@ class Devicemapper:
         if size is None or size <= origin.size:
             return origin.size
         grown = Storage(handle, size // _PAGE * _PAGE, immutable=False)
-        fd = self.attach(grown, read_only=False)
-        try:
-            root = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd)
-            try:
-                self._file_system.grow(root, grown.size)
-            finally:
-                os.close(root)
-        finally:
-            os.close(fd)
+        with self._tree(grown) as root:
+            self._file_system.grow(root, grown.size)
         self._pool.deactivate_thin(handle)
         return grown.size
 
@@ -209,7 +203,14 @@ class Devicemapper:
             raise HandleTaken from error
 
     def flush(self, active: Storage) -> None:
-        """Sync the file system, where the layer is in use."""
+        """Sync the file system, where the layer is in use; it is frozen later, and there is less to write then."""
+        if not self._pool.is_open(active.handle):
+            return
+        with (
+            suppress(LayerInUse, MountError),
+            self._tree(active) as root,
+        ):  # open as a device: only its user can sync it
+            syscalls.syncfs(root)
 
     def delete(self, handle: int) -> bool:
         """Deactivate and delete a thin device."""
@@ -234,20 +235,41 @@ class Devicemapper:
         device = self._activate(storage)
         return mounts.detached_mount(self._file_system.name, str(device), options, read_only=read_only)
 
+    @contextmanager
+    def _tree(self, storage: Storage) -> Iterator[int]:
+        """The root directory of storage that is mounted nowhere else for it."""
+        fd = self.attach(storage, read_only=False)
+        try:
+            root = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd)
+            try:
+                yield root
+            finally:
+                os.close(root)
+        finally:
+            os.close(fd)
+
     def _settle(self, storage: Storage) -> None:
         writable = attrs.evolve(storage, immutable=False)
         os.close(self.attach(writable, read_only=False))
         self._pool.deactivate_thin(storage.handle)
 
     def _activate(self, storage: Storage) -> Path:
-        return device_path(self._pool.activate_thin(storage.handle, storage.size, read_only=storage.immutable))
+        """The device, active, and open as a block device by nobody if it can be written."""
+        info = self._pool.activate_thin(storage.handle, storage.size, read_only=storage.immutable)
+        device = device_path(info)
+        if info.open_count and not storage.immutable and not _is_claimed(device):
+            raise LayerInUse(f"{device} is open as a block device by another process, which a mount would corrupt")
+        return device
 
     def _mount_options(self) -> list[str]:
         return [option for option in self._settings.mountopt.split(",") if option]
 
     def open_device(self, storage: Storage) -> tuple[Path, int]:
-        """Activate the layer's device and hold it open."""
-        device = self._activate(storage)
+        """Activate the layer's device and hold it open; refused where it is mounted and can be written."""
+        info = self._pool.activate_thin(storage.handle, storage.size, read_only=storage.immutable)
+        device = device_path(info)
+        if info.open_count and not storage.immutable and _is_claimed(device):
+            raise LayerInUse(f"{device} is mounted; a block device and a mount of it would corrupt each other")
         return device, os.open(device, os.O_RDONLY | os.O_CLOEXEC)
 
     def release(self, handle: int) -> bool:
@@ -289,3 +311,14 @@ class Devicemapper:
     def status(self) -> DriverStatus:
         """Options and pool, by one ioctl."""
         return DriverStatus(self.options, self._pool.status(), ())
+
+
+def _is_claimed(device: Path) -> bool:
+    """Whether a mount, or whoever else opened it exclusively, has a block device (O_EXCL in open(2))."""
+    try:
+        os.close(os.open(device, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC))
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        return True
+    return False

@@ -101,6 +101,11 @@ def umount(target: str | bytes, flags: int = UMOUNT_NOFOLLOW) -> None:
     _checked("umount2", _libc.umount2(os.fsencode(target), flags))
 
 
+def syncfs(fd: int) -> None:
+    """syncfs(2): write out the whole file system that a file descriptor is open on."""
+    _checked("syncfs", _libc.syncfs(fd))
+
+
 def unshare(flags: int) -> None:
     """unshare(2): give this process namespaces of its own."""
     _checked("unshare", _libc.unshare(flags))

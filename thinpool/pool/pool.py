@@ -264,6 +264,11 @@ class ThinPool:
         names = [entry.name for entry in self._control.devices() if entry.name.startswith(start)]
         return [int(name.removeprefix(start)) for name in names if name.removeprefix(start).isdigit()]
 
+    def is_open(self, thin_id: int) -> bool:
+        """Whether a thin device is active and somebody uses it."""
+        info = self._info(self.thin_name(thin_id))
+        return info is not None and info.open_count > 0
+
     def thin_of(self, device: tuple[int, int]) -> int | None:
         """The number of the thin device at (major, minor), or None."""
         try:
