@@ -38,3 +38,36 @@ def read(file: int | str) -> Mapping[str, bytes]:
             return {}
         raise
     return {name: os.getxattr(file, name, follow_symlinks=follow) for name in sorted(names) if belongs(name)}
+
+
+def write(file: int | str, name: str, value: bytes) -> bool:
+    """Set an attribute; False where the file system, or this type of file, takes none of that kind."""
+    try:
+        os.setxattr(file, name, value, follow_symlinks=isinstance(file, int))
+    except OSError as error:
+        # EPERM: user.* on what is neither a file nor a directory (xattr(7))
+        if error.errno == errno.EOPNOTSUPP or (error.errno == errno.EPERM and name.startswith("user.")):
+            return False
+        raise
+    return True
+
+
+def drop_acls(file: int | str) -> None:
+    """Remove the access control lists that a new entry inherited from its directory."""
+    for name in _ACLS:
+        try:
+            os.removexattr(file, name, follow_symlinks=isinstance(file, int))
+        except OSError as error:
+            if error.errno not in {errno.ENODATA, errno.EOPNOTSUPP, errno.EACCES}:
+                raise
+
+
+def has_default_acl(fd: int) -> bool:
+    """True where new entries of an open directory inherit an access control list."""
+    try:
+        os.getxattr(fd, ACL_DEFAULT)
+    except OSError as error:
+        if error.errno not in {errno.ENODATA, errno.EOPNOTSUPP}:
+            raise
+        return False
+    return True
