@@ -27,6 +27,7 @@ from thinpool.model import Usage
 from thinpool.pool import PoolIdentity, PoolOptions, ThinIdTaken, ThinPool, reconcile
 
 _BASE = "base"
+_BEGUN = "pool-begun"
 _IDENTITY = "pool"
 _PAGE = 4096
 
@@ -127,7 +128,9 @@ class Devicemapper:
     def make(self) -> None:
         """Make pool and base, or what of them a process that died had not made yet."""
         if self._records.get(_IDENTITY) is None:
-            identity = self._pool.create()
+            begun = self._records.get(_BEGUN) is not None
+            self._records.put(_BEGUN, "yes")
+            identity = self._pool.create(begun=begun)
             self._records.put(_IDENTITY, identity.to_json())
         else:
             self._pool.activate()

@@ -34,8 +34,13 @@ class Tool:
     name: str
     path: str
 
-    def run(self, *arguments: str, timeout: float = 600.0) -> str:
+    def run(self, *arguments: str, timeout: float = 600.0, accept: tuple[int, ...] = (0,)) -> str:
         """Run it to its end, in the C locale: what it wrote on standard output.
+
+        Args:
+            arguments: as they are, without a shell.
+            timeout: seconds.
+            accept: exit statuses that are no failure.
 
         Raises:
             ToolError: it failed, was killed, or took longer than `timeout` seconds (it is killed then).
@@ -43,7 +48,14 @@ class Tool:
         environment = {"PATH": os.environ.get("PATH", _ADMIN_PATH), "LC_ALL": "C.UTF-8"}
         command = sh.Command(self.path)
         try:
-            return str(command(*arguments, _env=environment, _timeout=timeout, _tty_out=False, _return_cmd=True))
+            options = {
+                "_env": environment,
+                "_timeout": timeout,
+                "_tty_out": False,
+                "_return_cmd": True,
+                "_ok_code": accept,
+            }
+            return str(command(*arguments, **options))
         except sh.TimeoutException as error:
             raise ToolError(f"{self.name} took longer than {timeout:.0f} s and was ended") from error
         except sh.ErrorReturnCode as error:

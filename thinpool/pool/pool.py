@@ -7,12 +7,9 @@ back, which would hang the host.
 
 import errno
 import json
-import mmap
 import os
-import struct
 import uuid
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
 
@@ -23,13 +20,16 @@ from thinpool.dm import Control, DeviceInfo, TableEntry, Thin, thin
 from thinpool.dm import ThinPool as ThinPoolTarget
 from thinpool.dm.device import create_device, device_path, remove_device, suspended, swap_table
 from thinpool.errors import ConfigError, DeviceMapperError, PoolFailed, PoolFull
-from thinpool.metadata.superblock import SUPERBLOCK_SALT, checksum, read_superblock
+from thinpool.metadata import Books, read_superblock
 from thinpool.pool.backing import Backing, grow_file, make_files, open_backing
 from thinpool.pool.health import PoolStatus
-from thinpool.pool.options import PoolOptions
+from thinpool.pool.options import METADATA_MIN, PoolOptions
+from thinpool.pool.superblock import write_uuid, zero_first_block
+from thinpool.pool.vetting import vet
 from thinpool.units import format_size, to_sectors
 
 _BLOCK = 4096
+_DATA_BLOCKS_MIN = 256
 
 
 class ThinIdTaken(Exception):
@@ -79,27 +79,45 @@ class ThinPool:
 
     # -- the pool
 
-    def create(self) -> PoolIdentity:
+    def create(self, *, begun: bool) -> PoolIdentity:
         """Make the pool; a process that dies half-way leaves devices or files that the next `create` starts over on.
+
+        Args:
+            begun: it is on record that a `create` on these devices was begun before, so that a pool without any
+                device in it is what that one left.
 
         Raises:
             DeviceUnsafe: a device carries something.
+            ConfigError: a device is too small.
         """
         if self.is_foreign:
             self.identity = PoolIdentity("", 0)
             return self.identity
-        if self._info(self.name) is not None:
-            remove_device(self._control, self.name)
-        make_files(self._directory, self.options)
+        self._remove_half_made()
+        if self.options.datadev is None:
+            make_files(self._directory, self.options)
         with open_backing(self._directory, self.options) as backing:
-            _zero(backing.metadata)
+            if self.options.datadev is not None and not (begun and _is_pristine(backing.metadata)):
+                vet({"dm.datadev": backing.data, "dm.metadatadev": backing.metadata})
+            _check_sizes(backing, self.options)
+            zero_first_block(backing.metadata)
             self._activate_on(backing)
             remove_device(self._control, self.name)
             name = uuid.uuid4()
-            _write_uuid(backing.metadata, name.bytes)
+            write_uuid(backing.metadata, name.bytes)
             self.identity = PoolIdentity(name.hex, 0)
             self._activate_on(backing)
         return self.identity
+
+    def _remove_half_made(self) -> None:
+        info = self._info(self.name)
+        if info is not None:
+            self._refuse_foreign(info)
+            remove_device(self._control, self.name)
+
+    def _refuse_foreign(self, info: DeviceInfo) -> None:
+        if info.uuid != f"{self._uuid}-pool":
+            raise PoolFailed(f"a device named {self.name} exists and is not ours (its uuid is {info.uuid!r})")
 
     def activate(self) -> bool:
         """Activate the pool; False where it is active.
@@ -113,8 +131,7 @@ class ThinPool:
                 raise PoolFailed(f"pool {self.name} is not active", hint="activate it, e.g. with lvchange -ay")
             return False
         if info is not None and info.active:
-            if info.uuid != f"{self._uuid}-pool":
-                raise PoolFailed(f"a device named {self.name} exists and is not ours (its uuid is {info.uuid!r})")
+            self._refuse_foreign(info)
             return False
         if info is not None:
             remove_device(self._control, self.name)
@@ -285,15 +302,32 @@ class ThinPool:
         except DeviceMapperError as error:
             if error.errno != errno.ENXIO:
                 raise
-            return PoolStatus(
-                self.name, "inactive", False, self.identity.transaction_id if self.identity else 0, 0,
-                self.options.loopdatasize, 0, self.options.loopmetadatasize, self.options.blocksize,
-            )  # fmt: skip
+            return self._inactive()
         size = self.options.blocksize
         return PoolStatus(
-            self.name, found.mode.value, found.needs_check, found.transaction_id, found.data_used_blocks * size,
-            found.data_total_blocks * size, found.metadata_used_blocks * _BLOCK, found.metadata_total_blocks * _BLOCK, size,
-        )  # fmt: skip
+            name=self.name,
+            mode=found.mode.value,
+            needs_check=found.needs_check,
+            transaction_id=found.transaction_id,
+            data_used=found.data_used_blocks * size,
+            data_total=found.data_total_blocks * size,
+            metadata_used=found.metadata_used_blocks * _BLOCK,
+            metadata_total=found.metadata_total_blocks * _BLOCK,
+            block_size=size,
+        )
+
+    def _inactive(self) -> PoolStatus:
+        return PoolStatus(
+            name=self.name,
+            mode="inactive",
+            needs_check=False,
+            transaction_id=0 if self.identity is None else self.identity.transaction_id,
+            data_used=0,
+            data_total=self.options.loopdatasize,
+            metadata_used=0,
+            metadata_total=self.options.loopmetadatasize,
+            block_size=self.options.blocksize,
+        )
 
     def metadata_device(self) -> Path:
         """The device that the active pool's metadata is on."""
@@ -331,29 +365,21 @@ def _node(device: str) -> Path:
     return Path("/dev") / Path(os.readlink(f"/sys/dev/block/{device}")).name
 
 
-def _zero(metadata: Path) -> None:
-    """Clear the first block, which makes the kernel format the device."""
-    with _direct(metadata) as (fd, block):
-        os.pwritev(fd, [block], 0)
-        os.fsync(fd)
-
-
-def _write_uuid(metadata: Path, name: bytes) -> None:
-    """Put a uuid into a superblock; the kernel leaves that field as it finds it (dm-thin-metadata.c)."""
-    with _direct(metadata) as (fd, block):
-        os.preadv(fd, [block], 0)
-        block[16:32] = name
-        struct.pack_into("<I", block, 0, checksum(bytes(block), SUPERBLOCK_SALT))
-        os.pwritev(fd, [block], 0)
-        os.fsync(fd)
-
-
-@contextmanager
-def _direct(metadata: Path) -> Iterator[tuple[int, mmap.mmap]]:
-    """A device past the page cache, which the kernel's own writes to metadata do not touch, and an aligned block."""
-    fd = os.open(metadata, os.O_RDWR | os.O_DIRECT | os.O_CLOEXEC)
+def _is_pristine(metadata: Path) -> bool:
+    """Whether a device holds metadata of a pool that nothing was ever made in."""
     try:
-        with mmap.mmap(-1, _BLOCK) as block:
-            yield fd, block
-    finally:
-        os.close(fd)
+        with Books.open(metadata) as books:
+            return books.superblock.transaction_id == 0 and not list(books.devices())
+    except PoolFailed:
+        return False
+
+
+def _check_sizes(backing: Backing, options: PoolOptions) -> None:
+    data, metadata = backing.sizes()
+    if data < _DATA_BLOCKS_MIN * options.blocksize:
+        raise ConfigError(
+            f"{backing.data} has {format_size(data)}; a pool needs at least"
+            f" {format_size(_DATA_BLOCKS_MIN * options.blocksize)} of data"
+        )
+    if metadata < METADATA_MIN:
+        raise ConfigError(f"{backing.metadata} has {format_size(metadata)}; metadata needs {format_size(METADATA_MIN)}")
