@@ -1,7 +1,7 @@
 """A pool's books: its devices, what they map, how they differ, and what each of them alone occupies."""
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from os import PathLike
 from types import TracebackType
@@ -185,14 +185,7 @@ class Books:
         Raises:
             PoolFailed: the metadata has no such device, or is damaged.
         """
-        root = self.mapping_root(thin_id)
-        if self._census is None and not self._counts_serve():
-            self._census = census(self._nodes, dict(self._devices_tree().items()))
-        if self._census is not None:
-            return self._census[thin_id]
-        if self._space_maps is None:
-            self._space_maps = self._open_space_maps()
-        return exclusive_blocks(self._nodes, root, *self._space_maps)
+        return self._exclusive({thin_id: self.mapping_root(thin_id)})[thin_id]
 
     def usage(self) -> Iterator[DeviceUsage]:
         """What each device occupies, ascending by thin id.
@@ -200,8 +193,20 @@ class Books:
         Raises:
             PoolFailed: the metadata is damaged.
         """
+        exclusive = self._exclusive(dict(self._devices_tree().items()))
         for device in self.devices():
-            yield DeviceUsage(device.thin_id, device.mapped_blocks, self.exclusive_blocks(device.thin_id))
+            if device.thin_id not in exclusive:
+                raise _no_device(device.thin_id)
+            yield DeviceUsage(device.thin_id, device.mapped_blocks, exclusive[device.thin_id])
+
+    def _exclusive(self, roots: Mapping[int, int]) -> Mapping[int, int]:
+        if self._census is None and not self._counts_serve():
+            self._census = census(self._nodes, dict(self._devices_tree().items()))
+        if self._census is not None:
+            return self._census
+        if self._space_maps is None:
+            self._space_maps = self._open_space_maps()
+        return exclusive_blocks(self._nodes, roots, *self._space_maps)
 
     def _counts_serve(self) -> bool:
         """Whether the kernel's reference counts are those of the devices alone; `usage` tells why."""

@@ -10,6 +10,7 @@ import struct
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from itertools import compress
 from typing import Generic, TypeVar
 
 import attrs
@@ -18,7 +19,18 @@ from thinpool.errors import PoolFailed
 from thinpool.metadata.reader import BLOCK_SIZE, BlockReader
 from thinpool.metadata.superblock import NODE_SALT, checksum
 
-__all__ = ["KEY_END", "MAX_DEPTH", "BTree", "Node", "NodeReader", "broken", "integers", "raw_values"]
+__all__ = [
+    "KEY_END",
+    "MAX_DEPTH",
+    "BTree",
+    "Node",
+    "NodeReader",
+    "Select",
+    "broken",
+    "child_ranges",
+    "integers",
+    "raw_values",
+]
 
 MAX_DEPTH = 16
 """Deepest tree that is read; nodes at least a third full hold all mappings of 16 GiB of metadata in 4 levels."""
@@ -33,6 +45,9 @@ _POINTER_SIZE = 8
 _PARSED_NODES = 256
 
 V = TypeVar("V")
+
+Select = Callable[[Sequence[int]], Sequence[int]]
+"""Given block numbers of nodes, 1 for each that is to be visited, 0 where it and all below it is to be left out."""
 
 
 @attrs.frozen(eq=False)
@@ -156,6 +171,19 @@ def parse_node(data: bytes, block: int, value_size: int) -> Node:
     return Node(block, flags == _LEAF, keys, size, data, _HEADER.size + 8 * limit)
 
 
+def child_ranges(node: Node, high: int, select: Select | None = None) -> Sequence[tuple[int, int, int]]:
+    """The children of an internal node as (block, lowest key, end of keys).
+
+    Args:
+        node: the internal node.
+        high: no key in it is as large.
+        select: which children to give; None for all.
+    """
+    keys, blocks = node.keys, integers(node)
+    ranges = zip(blocks, keys, (*keys[1:], high), strict=True)
+    return list(ranges if select is None else compress(ranges, select(blocks)))
+
+
 @attrs.frozen
 class BTree(Generic[V]):
     """One tree: 64-bit keys to values.
@@ -201,18 +229,18 @@ class BTree(Generic[V]):
             first = bisect_right(leaf.keys, start - 1)
             yield from zip(leaf.keys[first:], self.unpack(leaf)[first:], strict=True)
 
-    def leaves(self, start: int = 0, skip: Callable[[int], bool] | None = None) -> Iterator[Node]:
+    def leaves(self, start: int = 0, select: Select | None = None) -> Iterator[Node]:
         """Leaves in key order, read ahead.
 
         Args:
             start: leave out those whose keys all lie below.
-            skip: asked once for each node's block number before the node is read; True leaves out all below it.
+            select: asked for the root, and for the children of each node that is read, before they are read.
 
         Raises:
             PoolFailed: at the first damaged node.
         """
-        if skip is None or not skip(self.root):
-            yield from _Walk(self.nodes, self.value_size, skip).leaves(self.root, start)
+        if select is None or all(select((self.root,))):
+            yield from _Walk(self.nodes, self.value_size, select).leaves(self.root, start)
 
 
 @attrs.define(eq=False)
@@ -226,10 +254,10 @@ class _Level:
 class _Walk:
     """A walk over the leaves of one tree, with a stack of its own, so that no depth can exhaust Python's."""
 
-    def __init__(self, nodes: NodeReader, value_size: int, skip: Callable[[int], bool] | None) -> None:
+    def __init__(self, nodes: NodeReader, value_size: int, select: Select | None) -> None:
         self._nodes = nodes
         self._value_size = value_size
-        self._skip = skip
+        self._select = select
         self._leaf_depth = 0
 
     def leaves(self, root: int, start: int) -> Iterator[Node]:
@@ -266,9 +294,8 @@ class _Walk:
         return self._nodes.child(block, self._value_size, low, high), high
 
     def _children(self, node: Node, high: int, start: int) -> Sequence[tuple[int, int, int]]:
-        keys, skip = node.keys, self._skip
-        ranges = zip(integers(node), keys, (*keys[1:], high), strict=True)
-        return [child for child in ranges if child[2] > start and (skip is None or not skip(child[0]))]
+        children = child_ranges(node, high, self._select)
+        return [child for child in children if child[2] > start] if start else children
 
     def _check_depth(self, leaf: Node, depth: int) -> None:
         if self._leaf_depth not in (0, depth + 1):

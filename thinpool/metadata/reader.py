@@ -28,7 +28,7 @@ MAX_BLOCKS = 255 * 4080 * 4
 """Most blocks that metadata can have: 255 bitmaps (`MAX_METADATA_BITMAPS`) with four counts a byte."""
 
 _RUN_BLOCKS = 64
-_GAP_BLOCKS = 8
+_GAP_BLOCKS = 16
 _CACHE_BLOCKS = 2048
 _SLOW_SECONDS = 0.0005
 _DEPTH = 16
@@ -219,7 +219,7 @@ class BlockReader:
     @property
     def window(self) -> int:
         """How many blocks are worth reading ahead at once; never more than the cache holds."""
-        return min(self._cache_blocks, _RUN_BLOCKS * (4 if self.depth > 1 else 1))
+        return min(self._cache_blocks, 256)
 
     def read(self, block: int) -> bytes:
         """The bytes of one block.

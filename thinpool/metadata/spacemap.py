@@ -7,7 +7,7 @@ references 0, 1, 2 and more; exact counts above two are in a B-tree of their own
 import struct
 from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from thinpool.errors import PoolFailed
 from thinpool.metadata.btree import BTree, NodeReader, broken, raw_values
@@ -25,6 +25,9 @@ COUNTS_PER_BITMAP = (BLOCK_SIZE - _BITMAP_HEADER.size) * 4
 
 _ONCE = 0b10
 """A count of one as a number, since the kernel puts the high bit of a count at the lower address."""
+
+_TABLES = tuple(bytes((value >> shift) & 3 == _ONCE for value in range(256)) for shift in (0, 2, 4, 6))
+"""For each of the four counts in a byte, what `bytes.translate` needs to tell whether it is one."""
 
 _PAGES = 256
 
@@ -49,18 +52,19 @@ class SpaceMap:
         self._reader = reader
         self._bitmap_block = bitmap_block
         self._pages: OrderedDict[int, bytes] = OrderedDict()
-        self._tables = [bytes((value >> shift) & 3 == _ONCE for value in range(256)) for shift in (0, 2, 4, 6)]
 
-    def once(self, block: int) -> bool:
-        """Whether a block is referenced exactly once.
+    def once(self, blocks: Sequence[int]) -> Sequence[int]:
+        """For each block 1 where it is referenced exactly once, else 0.
 
         Raises:
-            PoolFailed: it lies beyond the device, or the space map is damaged.
+            PoolFailed: one lies beyond the device, or the space map is damaged.
         """
-        if not 0 <= block < self.blocks:
-            raise self._beyond(block)
-        page, offset = divmod(block, COUNTS_PER_BITMAP)
-        return bool(self._page(page)[offset])
+        pages = {number: self._page(number) for number, _ in self._by_page(blocks)}
+        if len(pages) == 1:
+            number, page = pages.popitem()
+            first = number * COUNTS_PER_BITMAP
+            return [page[block - first] for block in blocks]
+        return [pages[block // COUNTS_PER_BITMAP][block % COUNTS_PER_BITMAP] for block in blocks]
 
     def count_once(self, blocks: Sequence[int]) -> int:
         """How many of the blocks are referenced exactly once.
@@ -68,17 +72,22 @@ class SpaceMap:
         Raises:
             PoolFailed: one lies beyond the device, or the space map is damaged.
         """
+        total = 0
+        for number, part in self._by_page(blocks):
+            page, first = self._page(number), number * COUNTS_PER_BITMAP
+            total += sum([page[block - first] for block in part])
+        return total
+
+    def _by_page(self, blocks: Sequence[int]) -> Iterator[tuple[int, Sequence[int]]]:
         ordered = sorted(blocks)
         if ordered and (ordered[0] < 0 or ordered[-1] >= self.blocks):
             raise self._beyond(ordered[-1])
-        total = start = 0
+        start = 0
         while start < len(ordered):
-            page = ordered[start] // COUNTS_PER_BITMAP
-            first = page * COUNTS_PER_BITMAP
-            end = bisect_left(ordered, first + COUNTS_PER_BITMAP, start)
-            total += sum(map(self._page(page).__getitem__, [block - first for block in ordered[start:end]]))
+            number = ordered[start] // COUNTS_PER_BITMAP
+            end = bisect_left(ordered, (number + 1) * COUNTS_PER_BITMAP, start)
+            yield number, ordered[start:end]
             start = end
-        return total
 
     def _beyond(self, block: int) -> PoolFailed:
         return broken(self._root.bitmap_root, f"{self._name} block {block} is referenced, there are {self.blocks}")
@@ -91,7 +100,7 @@ class SpaceMap:
         block = self._bitmap_block(number)
         if block is None:
             raise broken(self._root.bitmap_root, f"the {self._name} space map lacks bitmap {number}")
-        page = self._expand(self._checked_bitmap(block))
+        page = _expand(self._checked_bitmap(block))
         self._pages[number] = page
         if len(self._pages) > _PAGES:
             self._pages.popitem(last=False)
@@ -106,11 +115,13 @@ class SpaceMap:
             raise broken(block, f"a bitmap that claims to be block {number}")
         return data[_BITMAP_HEADER.size :]
 
-    def _expand(self, bitmap: bytes) -> bytes:
-        page = bytearray(COUNTS_PER_BITMAP)
-        for position, table in enumerate(self._tables):
-            page[position::4] = bitmap.translate(table)
-        return bytes(page)
+
+def _expand(bitmap: bytes) -> bytes:
+    """A byte a block: 1 where its count is one, else 0."""
+    page = bytearray(COUNTS_PER_BITMAP)
+    for position, table in enumerate(_TABLES):
+        page[position::4] = bitmap.translate(table)
+    return bytes(page)
 
 
 def data_space_map(nodes: NodeReader, root: SpaceMapRoot) -> SpaceMap:

@@ -15,13 +15,14 @@ Both ways give what `thin_ls` calls EXCLUSIVE_BLOCKS, provided that no device ma
 kernel never does.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Final
+from collections.abc import Mapping
+from itertools import compress
+from typing import Final, NamedTuple
 
 import attrs
 
-from thinpool.metadata.btree import Node, NodeReader, broken
-from thinpool.metadata.mappings import data_blocks, mapping_difference, mapping_tree
+from thinpool.metadata.btree import KEY_END, MAX_DEPTH, Node, NodeReader, Select, broken, child_ranges
+from thinpool.metadata.mappings import MAPPING_SIZE, data_blocks, mapping_difference, mapping_tree
 from thinpool.metadata.spacemap import SpaceMap
 
 __all__ = ["DeviceUsage", "census", "difference_blocks", "exclusive_blocks"]
@@ -62,23 +63,58 @@ def difference_blocks(nodes: NodeReader, child: int, parent: int) -> int:
     return sum(change.length for change in mapping_difference(nodes, parent, child) if change.new is not None)
 
 
-def exclusive_blocks(nodes: NodeReader, root: int, metadata: SpaceMap, data: SpaceMap) -> int:
-    """How many data blocks one device alone maps, by the kernel's reference counts; see above for when they serve.
+def exclusive_blocks(nodes: NodeReader, roots: Mapping[int, int], metadata: SpaceMap, data: SpaceMap) -> dict[int, int]:
+    """How many data blocks each of some devices alone maps, by the kernel's reference counts.
+
+    They must be the counts of devices alone, see above. The trees are read together, so that what lies close on disk is
+    read at once, in portions that bound memory.
 
     Args:
         nodes: where the trees are.
-        root: root of the device's mapping tree.
-        metadata: counts of metadata blocks, of the same committed state as the tree.
+        roots: thin id to the root of that device's mapping tree, of the devices that are asked about.
+        metadata: counts of metadata blocks, of the same committed state as the trees.
         data: counts of data blocks, of the same state.
 
     Raises:
         PoolFailed: the metadata is damaged.
     """
+    totals = dict.fromkeys(roots, 0)
+    alone = compress(roots.items(), metadata.once(list(roots.values())))
+    pending = [_Subtree(root, thin_id, 0, KEY_END, 1) for thin_id, root in alone]
+    while pending:
+        window = nodes.reader.window
+        portion = pending[-window:]
+        del pending[-window:]
+        nodes.reader.prefetch(subtree.block for subtree in portion)
+        for subtree in portion:
+            node = _checked(nodes, subtree)
+            if node.leaf:
+                totals[subtree.thin_id] += data.count_once(data_blocks(node))
+                continue
+            thin_id, level = subtree.thin_id, subtree.level + 1
+            pending += [
+                _Subtree(block, thin_id, low, high, level)
+                for block, low, high in child_ranges(node, subtree.high, metadata.once)
+            ]
+    return totals
 
-    def shared(block: int) -> bool:
-        return not metadata.once(block)
 
-    return sum(data.count_once(data_blocks(leaf)) for leaf in mapping_tree(nodes, root).leaves(skip=shared))
+class _Subtree(NamedTuple):
+    """A node to visit: its owner, the range of its keys, its level from the root down."""
+
+    block: int
+    thin_id: int
+    low: int
+    high: int
+    level: int
+
+
+def _checked(nodes: NodeReader, subtree: _Subtree) -> Node:
+    if subtree.level > MAX_DEPTH:
+        raise broken(subtree.block, f"a tree of more than {MAX_DEPTH} levels")
+    if subtree.level == 1:
+        return nodes.node(subtree.block, MAPPING_SIZE)
+    return nodes.child(subtree.block, MAPPING_SIZE, subtree.low, subtree.high)
 
 
 def census(nodes: NodeReader, roots: Mapping[int, int]) -> dict[int, int]:
@@ -97,29 +133,29 @@ def census(nodes: NodeReader, roots: Mapping[int, int]) -> dict[int, int]:
     owners: dict[int, int] = {}
     references = _References()
     for thin_id, root in roots.items():
-        for leaf in mapping_tree(nodes, root).leaves(skip=_claims(owners, thin_id)):
+        for leaf in mapping_tree(nodes, root).leaves(select=_claims(owners, thin_id)):
             if owners[leaf.block] == thin_id:
                 references.add(leaf)
 
-    def others(thin_id: int) -> Callable[[int], bool]:
-        return lambda block: owners[block] != thin_id
+    def own(thin_id: int) -> Select:
+        return lambda blocks: [owners[block] == thin_id for block in blocks]
 
     return {
-        thin_id: sum(references.once(leaf) for leaf in mapping_tree(nodes, root).leaves(skip=others(thin_id)))
+        thin_id: sum(references.once(leaf) for leaf in mapping_tree(nodes, root).leaves(select=own(thin_id)))
         for thin_id, root in roots.items()
     }
 
 
-def _claims(owners: dict[int, int], thin_id: int) -> Callable[[int], bool]:
-    """A `skip` that notes whose each node is, and leaves out those known to be shared, with all below them."""
+def _claims(owners: dict[int, int], thin_id: int) -> Select:
+    """Note whose each node is, and leave out those known to be shared, with all below them."""
 
-    def known_shared(block: int) -> bool:
+    def claim(block: int) -> bool:
         owner = owners.setdefault(block, thin_id)
         if owner not in (thin_id, _SHARED):
             owners[block] = _SHARED
-        return owner == _SHARED
+        return owner != _SHARED
 
-    return known_shared
+    return lambda blocks: [claim(block) for block in blocks]
 
 
 class _References:
