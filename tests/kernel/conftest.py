@@ -20,6 +20,7 @@ import pytest
 from thinpool.units import SECTOR
 
 if TYPE_CHECKING:
+    from thinpool.pool.pool import ThinPool
     from thinpool.store import Store
 
 Key = TypeVar("Key", int, str)
@@ -218,6 +219,24 @@ def thin_check() -> Callable[[Path], None]:
         assert done.returncode == 0, f"thin_check {metadata}: {done.stdout}{done.stderr}"
 
     return check
+
+
+@pytest.fixture
+def pool(scratch: Path, thin_check: Callable[[Path], None]) -> Iterator["ThinPool"]:
+    """An active pool of 512 MiB on loop devices; its thin devices are to be gone when it is deactivated and checked."""
+    from thinpool.dm.control import Control  # noqa: PLC0415
+    from thinpool.pool.options import PoolOptions  # noqa: PLC0415
+    from thinpool.pool.pool import ThinPool  # noqa: PLC0415
+
+    folder = scratch / "pool"
+    folder.mkdir()
+    options = PoolOptions.parse({"dm.loopdatasize": "512M", "dm.loopmetadatasize": "16M", "dm.basesize": "128M"})
+    with Control() as control:
+        pool = ThinPool(control, folder, f"thinpool-test{os.getpid()}", options, None)
+        pool.create(begun=False)
+        yield pool
+        pool.deactivate()
+    thin_check(folder / "metadata")
 
 
 @pytest.fixture

@@ -128,8 +128,9 @@ def _call(command: Sequence[str], *, quiet: bool = False) -> int:
     with subprocess.Popen(command, cwd=_CHECKOUT, stdin=subprocess.DEVNULL, stdout=output, text=True) as process:
         try:
             text, _ = process.communicate()
-        except KeyboardInterrupt:
-            process.terminate()
+        except KeyboardInterrupt as interrupt:
+            if interrupt.args:  # a Ctrl-C has reached the child already; anything else it takes for one, and cleans up
+                process.send_signal(signal.SIGINT)
             process.wait()
             raise
     if text and process.returncode not in {0, _NO_TESTS}:
