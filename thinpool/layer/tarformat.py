@@ -44,6 +44,9 @@ class EntryType(enum.Enum):
     FIFO = b"6"
 
 
+_DEVICES = frozenset({EntryType.CHARACTER, EntryType.BLOCK})
+
+
 @attrs.frozen
 class Header:
     """A header block as it stands, before extended headers change it.
@@ -244,26 +247,25 @@ class Entry:
 
 def format_entry(entry: Entry) -> bytes:
     """The header of an entry, with an extended header before it where ustar cannot say it all; the same every time."""
+    name, link, size, mtime_ns = entry.name, entry.link, entry.size, entry.mtime_ns
     extended: list[bytes] = []
-    names = [(b"path", entry.name)] if len(entry.name) > _NAME_FIELD else []
-    if len(entry.link) > _NAME_FIELD:
-        names.append((b"linkpath", entry.link))
-    if any(not _is_utf8(value) for _, value in names):
-        extended.append(record(b"hdrcharset", b"BINARY"))
-    extended += [record(key, value) for key, value in names]
-    seconds, fraction = divmod(entry.mtime_ns, NANOSECONDS)
+    if len(name) > _NAME_FIELD or len(link) > _NAME_FIELD:
+        extended += _long_names(name, link)
+    seconds, fraction = divmod(mtime_ns, NANOSECONDS)
     if fraction or not 0 <= seconds <= _MOST_OCTAL_LONG:
-        extended.append(record(b"mtime", format_time(entry.mtime_ns)))
-    limits = ((b"uid", entry.uid, _MOST_OCTAL_ID), (b"gid", entry.gid, _MOST_OCTAL_ID))
-    for key, value, most in (*limits, (b"size", entry.size, _MOST_OCTAL_LONG)):
-        if value > most:
-            extended.append(record(key, b"%d" % value))
+        extended.append(record(b"mtime", format_time(mtime_ns)))
+    if entry.uid > _MOST_OCTAL_ID:
+        extended.append(record(b"uid", b"%d" % entry.uid))
+    if entry.gid > _MOST_OCTAL_ID:
+        extended.append(record(b"gid", b"%d" % entry.gid))
+    if size > _MOST_OCTAL_LONG:
+        extended.append(record(b"size", b"%d" % size))
     extended += entry.extra
-    header = _block(entry.name, entry.type.value, entry, size=entry.size)
+    header = _block(entry)
     if not extended:
         return header
     data = b"".join(extended)
-    return _block(_extended_name(entry.name), b"x", None, size=len(data)) + data + padding(len(data)) + header
+    return _extended_block(name, len(data)) + data + padding(len(data)) + header
 
 
 def padding(size: int) -> bytes:
@@ -271,29 +273,64 @@ def padding(size: int) -> bytes:
     return bytes(-size % BLOCK)
 
 
-def _block(name: bytes, flag: bytes, entry: Entry | None, size: int) -> bytes:
-    of = Entry(name, EntryType.REGULAR, 0o644) if entry is None else entry
-    seconds = of.mtime_ns // NANOSECONDS
-    devices = of.type in {EntryType.CHARACTER, EntryType.BLOCK}
-    fields = [
-        name[:_NAME_FIELD],
-        b"%07o" % of.mode,
-        b"%07o" % (of.uid if of.uid <= _MOST_OCTAL_ID else 0),
-        b"%07o" % (of.gid if of.gid <= _MOST_OCTAL_ID else 0),
-        b"%011o" % (size if size <= _MOST_OCTAL_LONG else 0),
-        b"%011o" % (seconds if 0 <= seconds <= _MOST_OCTAL_LONG else 0),
-        _BLANK_SUM,
-        flag,
-        of.link[:_NAME_FIELD],
-        _MAGIC,
-        b"",
-        b"",
-        b"%07o" % of.major if devices else b"",
-        b"%07o" % of.minor if devices else b"",
-        b"",
-    ]
-    fields[6] = b"%06o\0 " % sum(_HEADER.pack(*fields))
-    return _HEADER.pack(*fields)
+def _long_names(name: bytes, link: bytes) -> Iterator[bytes]:
+    long = [(key, value) for key, value in ((b"path", name), (b"linkpath", link)) if len(value) > _NAME_FIELD]
+    if not all(_is_utf8(value) for _, value in long):
+        yield record(b"hdrcharset", b"BINARY")
+    for key, value in long:
+        yield record(key, value)
+
+
+def _block(entry: Entry) -> bytes:
+    seconds = entry.mtime_ns // NANOSECONDS
+    device = entry.type in _DEVICES
+    return _summed(
+        _HEADER.pack(
+            entry.name[:_NAME_FIELD],
+            b"%07o" % entry.mode,
+            b"%07o" % (entry.uid if entry.uid <= _MOST_OCTAL_ID else 0),
+            b"%07o" % (entry.gid if entry.gid <= _MOST_OCTAL_ID else 0),
+            b"%011o" % (entry.size if entry.size <= _MOST_OCTAL_LONG else 0),
+            b"%011o" % (seconds if 0 <= seconds <= _MOST_OCTAL_LONG else 0),
+            _BLANK_SUM,
+            entry.type.value,
+            entry.link[:_NAME_FIELD],
+            _MAGIC,
+            b"",
+            b"",
+            b"%07o" % entry.major if device else b"",
+            b"%07o" % entry.minor if device else b"",
+            b"",
+        )
+    )
+
+
+def _extended_block(name: bytes, size: int) -> bytes:
+    path = _extended_name(name)
+    zero, long_zero = b"0000000", b"00000000000"
+    return _summed(
+        _HEADER.pack(
+            path,
+            b"0000644",
+            zero,
+            zero,
+            b"%011o" % size,
+            long_zero,
+            _BLANK_SUM,
+            b"x",
+            b"",
+            _MAGIC,
+            b"",
+            b"",
+            b"",
+            b"",
+            b"",
+        )
+    )
+
+
+def _summed(block: bytes) -> bytes:
+    return block[: _SUM_AT.start] + b"%06o\0 " % sum(block) + block[_SUM_AT.stop :]
 
 
 def _extended_name(name: bytes) -> bytes:
