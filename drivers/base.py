@@ -204,8 +204,18 @@ class DriverType(Protocol):
     def probe(self, root: Path) -> str | None:
         """Why the driver cannot work on this host with that root; None where it can. Leaves nothing behind."""
 
+    def check(self, given: Mapping[str, str]) -> None:
+        """Look at options before anything is made.
+
+        Raises:
+            ConfigError: an option that is unknown, malformed or contradicting.
+        """
+
     def create(self, context: Context) -> Driver:
-        """Make the storage of a new store, or finish what a process that died began; then as `open`."""
+        """Make the storage of a new store, or finish what a process that died began; then as `open`.
+
+        Where it fails, what it made is gone again.
+        """
 
     def open(self, context: Context) -> Driver:
         """Take up a store's storage, with options that are the recorded ones or can replace them.

@@ -25,6 +25,7 @@ from thinpool.filesystem.mounts import MountEntry
 from thinpool.metadata import Books, read_books
 from thinpool.model import Usage
 from thinpool.pool import PoolIdentity, PoolOptions, ThinIdTaken, ThinPool, reconcile
+from thinpool.pool.backing import FILES
 
 _BASE = "base"
 _BEGUN = "pool-begun"
@@ -60,12 +61,18 @@ class DevicemapperType:
             return error.message
         return None
 
+    def check(self, given: Mapping[str, str]) -> None:
+        """Read the options, to see whether they can be."""
+        PoolOptions.parse(given)
+
     def create(self, context: Context) -> "Devicemapper":
         """Make the pool, and in it the base file system that layers without a parent start from."""
         options = PoolOptions.parse(context.given)
         context.directory.mkdir(mode=0o700, exist_ok=True)
         with ExitStack() as undo:
+            undo.callback(_remove_files, context.directory)
             driver = undo.enter_context(Devicemapper(context, options, None))
+            undo.callback(driver.down)
             driver.make()
             undo.pop_all()
         return driver
@@ -153,8 +160,6 @@ class Devicemapper:
             handle = self._records.allot()
             if self.shares_handles:
                 self._records.put(INTENT, str(handle))
-            else:
-                self.delete(handle)
             try:
                 self._pool.create_thin(handle)
             except ThinIdTaken:
@@ -314,6 +319,12 @@ class Devicemapper:
     def status(self) -> DriverStatus:
         """Options and pool, by one ioctl."""
         return DriverStatus(self.options, self._pool.status(), ())
+
+
+def _remove_files(directory: Path) -> None:
+    for name in FILES:
+        (directory / name).unlink(missing_ok=True)
+    directory.rmdir()
 
 
 def _is_claimed(device: Path) -> bool:

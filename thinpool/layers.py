@@ -1,11 +1,14 @@
 """Layers made, committed and removed: the operations that change records and storage together."""
 
+import errno
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import IO
 
 from thinpool import recovery
-from thinpool.errors import ConfigError, LayerInUse, WrongKind
+from thinpool.errors import ConfigError, LayerInUse, PoolFailed, PoolFull, WrongKind
+from thinpool.filesystem.syscalls import syncfs
 from thinpool.layer.unpack import unpack_layer
 from thinpool.model import Kind
 from thinpool.mounting import attached, targets, tree
@@ -97,18 +100,34 @@ def fill(
     session.ready()
     record, lock = _begin(session, name, parent, labels)
     try:
-        with attached(session, record, read_only=False) as fd, tree(fd) as root:
+        with attached(session, record, read_only=False) as fd, tree(fd) as root, _explained(name):
             unpack_layer(archive, root, progress=progress)
+            syncfs(root)
         session.release_wholly(record)
         session.state.publish(record.handle, session.now(), record.labels)
     except BaseException:
-        with session.writer() as mark:
+        with suppress(PoolFailed), session.writer() as mark:  # swept later then; the first error is the one to tell
             mark.begin()
             session.state.doom(record.handle)
             recovery.sweep(session.state, session.driver, record)
         raise
     finally:
         os.close(lock)
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """Say what a failed write into a layer means for it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise PoolFull(
+                f"no space left for the contents of layer {name}", hint="thinpool grow, or rm layers"
+            ) from error
+        if error.errno in {errno.EIO, errno.EROFS}:
+            raise PoolFailed(f"the contents of layer {name} could not be written: {error.strerror}") from error
+        raise
 
 
 def _begin(

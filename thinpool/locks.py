@@ -41,12 +41,23 @@ class LockFile:
     @contextmanager
     def writer(self) -> Iterator["WriterMark"]:
         """Hold the writer lock; the value tells whether the last writer died at work, and marks this one."""
-        fd = self._open()
+        fd = self._writer()
         try:
-            _lock(fd, _WRITER, wait=True)
             yield WriterMark(fd)
         finally:
             os.close(fd)
+
+    def _writer(self) -> int:
+        while True:
+            fd = self._open()
+            try:
+                _lock(fd, _WRITER, wait=True)
+                if os.fstat(fd).st_nlink:
+                    return fd
+            except BaseException:
+                os.close(fd)
+                raise
+            os.close(fd)  # removed meanwhile, by somebody who failed to make a store: who holds it excludes nobody
 
     @contextmanager
     def layer(self, handle: int) -> Iterator[None]:

@@ -51,6 +51,7 @@ def open_store(path: Path, driver: str | None, options: Mapping[str, str], *, cr
             return opened
         if not create:
             raise _missing(root)
+    selection.driver_type(name).check(options)
     root.claim(selection.names())
     with LockFile(root.lock).writer():
         opened = _reopen(root, name, options) if root.is_store() else None
@@ -80,10 +81,11 @@ def _reopen(root: Root, name: str, options: Mapping[str, str]) -> Opened | None:
 
 def _make(root: Root, name: str, options: Mapping[str, str]) -> Opened:
     """Make a store, or finish one that is begun; the caller holds the writer lock."""
+    begun = root.is_store()
     with ExitStack() as undo:
-        fresh = not root.is_store()
-        if fresh:
-            undo.callback(_remove_database, root)
+        if not begun:
+            undo.callback(root.abandon)
+        os.makedirs(root.mounts, mode=0o700, exist_ok=True)
         state = State(root.database)
         undo.callback(state.close)
         if not state.exists:
@@ -91,15 +93,11 @@ def _make(root: Root, name: str, options: Mapping[str, str]) -> Opened:
         made = selection.driver_type(name).create(_context(root, name, state, options))
         undo.callback(made.close)
         state.put(_OPTIONS, json.dumps(dict(made.options)))
-        recovery.mend(state, made, LockFile(root.lock))
+        if begun:
+            recovery.mend(state, made, LockFile(root.lock))
         state.put(_COMPLETE, "yes")
         undo.pop_all()
     return Opened(Session(root, state, made), created=True)
-
-
-def _remove_database(root: Root) -> None:
-    for suffix in ("", "-wal", "-shm"):
-        Path(f"{root.database}{suffix}").unlink(missing_ok=True)
 
 
 def _context(root: Root, name: str, state: State, given: Mapping[str, str]) -> Context:

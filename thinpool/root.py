@@ -3,6 +3,7 @@
 import errno
 import os
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 import attrs
@@ -67,13 +68,24 @@ class Root:
                 f"root {self.path} is not empty and no thinpool store: it holds {shown}",
                 hint="name an empty or a new directory with --root",
             )
-        if not os.access(self.path, os.W_OK):
-            raise NotPermitted(f"root {self.path} is not writable")
         try:
             os.close(os.open(self.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
-            os.makedirs(self.mounts, mode=0o700, exist_ok=True)
         except OSError as error:
             raise _refused(self.path, error) from error
+
+    def abandon(self) -> None:
+        """Take away what `claim` and the making of records left, when making a store failed; the caller has the lock.
+
+        What is not ours stays, and with it the directory.
+        """
+        for path in (self.database, *self._database_logs(), self.lock):
+            path.unlink(missing_ok=True)
+        for directory in (self.mounts, self.path):
+            with suppress(OSError):
+                directory.rmdir()
+
+    def _database_logs(self) -> list[Path]:
+        return [self.path / f"{_DATABASE}{suffix}" for suffix in ("-wal", "-shm")]
 
     def _own_names(self, drivers: frozenset[str]) -> set[str]:
         return {_DATABASE, f"{_DATABASE}-wal", f"{_DATABASE}-shm", _LOCK, _MOUNTS, *drivers}

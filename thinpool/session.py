@@ -8,11 +8,11 @@ recovering after a crash are one mechanism.
 
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from thinpool import recovery
 from thinpool.drivers.base import INTENT, Driver, HandleTaken, Storage
-from thinpool.errors import LayerExists, LayerInUse, LayerNotFound, WrongKind
+from thinpool.errors import LayerExists, LayerInUse, LayerNotFound, PoolFailed, WrongKind
 from thinpool.locks import LockFile, WriterMark
 from thinpool.model import Kind, check_name
 from thinpool.root import Root
@@ -47,14 +47,18 @@ class Session:
         return record
 
     def ready(self, *, again: bool = False) -> None:
-        """Activate the storage where it is not, and end what a crash left half done."""
+        """Activate the storage where it is not, and end what a crash left half done.
+
+        A pool that has failed cannot be mended; it is left to whoever wants to write to say so, as reading goes on.
+        """
         if self._is_up and not again:
             return
         with self.locks.writer() as mark:
             if self.driver.up() or mark.left_at_work() or again:
                 mark.begin()
-                recovery.mend(self.state, self.driver, self.locks)
-                mark.end()
+                with suppress(PoolFailed):
+                    recovery.mend(self.state, self.driver, self.locks)
+                    mark.end()
         self._is_up = True
 
     def lie_down(self) -> None:
@@ -72,8 +76,9 @@ class Session:
                 yield mark
             except BaseException:
                 if mark.begun:
-                    recovery.mend(self.state, self.driver, self.locks)
-                    mark.end()
+                    with suppress(PoolFailed):  # the mark stays, and the first error is the one to tell
+                        recovery.mend(self.state, self.driver, self.locks)
+                        mark.end()
                 raise
             if mark.begun:
                 mark.end()

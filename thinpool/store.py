@@ -371,7 +371,7 @@ class Store:
             LayerInUse: something is in use; what was unmounted until then stays unmounted.
         """
         session = self._session
-        with session.writer():
+        with session.locks.writer():  # and no mending first: a pool that has failed must come down too
             mounting.unmount_all(session)
             session.driver.down()
             for name in os.listdir(session.root.mounts):

@@ -48,14 +48,8 @@ class Tool:
         environment = {"PATH": os.environ.get("PATH", _ADMIN_PATH), "LC_ALL": "C.UTF-8"}
         command = sh.Command(self.path)
         try:
-            options = {
-                "_env": environment,
-                "_timeout": timeout,
-                "_tty_out": False,
-                "_return_cmd": True,
-                "_ok_code": accept,
-            }
-            return str(command(*arguments, **options))
+            done = command(*arguments, _env=environment, _timeout=timeout, _tty_out=False, _ok_code=accept)
+            return str(done)
         except sh.TimeoutException as error:
             raise ToolError(f"{self.name} took longer than {timeout:.0f} s and was ended") from error
         except sh.ErrorReturnCode as error:

@@ -71,15 +71,17 @@ def _places(node: pyudev.Device) -> Iterator[str]:
     yield node.sys_path
     for child in _partitions(node):
         yield child.sys_path
-    if node.get("DEVTYPE") == "partition" and node.parent is not None:
-        yield node.sys_path
     file = Path(node.sys_path) / "loop/backing_file"
     if file.exists():
         yield f"{file.read_text().strip()}@{(file.parent / 'offset').read_text().strip()}"
 
 
 def _partitions(node: pyudev.Device) -> list[pyudev.Device]:
-    return [child for child in node.children if child.subsystem == "block" and child.get("DEVTYPE") == "partition"]
+    return [
+        child
+        for child in node.children
+        if child.subsystem == "block" and child.properties.get("DEVTYPE") == "partition"
+    ]
 
 
 def _reasons(device: _Device) -> Iterator[str]:
@@ -126,8 +128,8 @@ def _contents(device: _Device) -> Iterator[str]:
     if superblock is not None:
         yield "carries thin-pool metadata"
     for key, what in (("ID_PART_TABLE_TYPE", "a partition table"), ("ID_FS_TYPE", "a signature")):
-        if device.node.get(key):
-            yield f"carries {what} ({device.node.get(key)})"
+        if value := device.node.properties.get(key):
+            yield f"carries {what} ({value})"
     yield from _probe(device)
 
 
