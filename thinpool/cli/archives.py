@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Literal, get_args
 
+import attrs
 import click
 
-from thinpool.cli import files, output
+from thinpool.cli import failure, files, output
 from thinpool.cli.command import command
 from thinpool.cli.layers import show
 from thinpool.cli.params import LAYER, PATH
@@ -67,5 +68,7 @@ def export(settings: Settings, name: str, base: str | None, target: Path, compre
         progress_bar(f"exporting {name}", None) as progress,
     ):
         result = store.export_layer(name, stream, base, compress=compress, progress=progress)
+    for warning in result.warnings:
+        failure.warn(warning)
     if settings.json:
-        output.write_json({"name": name, "file": str(target), "compress": compress, "size": result.size})
+        output.write_json({"name": name, "file": str(target), "compress": compress, **attrs.asdict(result)})

@@ -1,7 +1,10 @@
+import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +12,9 @@ from typing import Any
 import attrs
 import pytest
 
+from thinpool import Store
 from thinpool.cli import app
+from thinpool.cli.layers import removal_order
 
 OPTIONS = ("--storage-opt", "dm.loopdatasize=2G", "--storage-opt", "dm.loopmetadatasize=64M")
 SMALL = ("--storage-opt", "dm.basesize=512M")
@@ -61,35 +66,64 @@ def empty(scratch: Path, capfd: pytest.CaptureFixture[str]) -> Cli:
     return Cli(scratch / "root", capfd.readouterr)
 
 
+def make_store(root: Path) -> None:
+    assert app.run(["--root", str(root), "-s", "devicemapper", *OPTIONS, *SMALL, "init"]) == 0
+
+
+def end_store(root: Path, thin_check: Callable[[Path], None]) -> None:
+    assert app.run(["--root", str(root), "down"]) == 0
+    thin_check(root / "devicemapper" / "metadata")
+
+
 @pytest.fixture
 def cli(empty: Cli, thin_check: Callable[[Path], None]) -> Iterator[Cli]:
     """The command line on a small new store."""
-    status, _, errors = empty.outcome("-s", "devicemapper", *OPTIONS, *SMALL, "init")
-    assert status == 0, errors
+    make_store(empty.root)
+    empty.capture()
     yield empty
-    assert app.run(["--root", str(empty.root), "down"]) == 0, empty.capture()[1]
-    thin_check(empty.root / "devicemapper" / "metadata")
+    end_store(empty.root, thin_check)
 
 
-@pytest.fixture(scope="session")
-def busybox_tar(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module")
+def busybox_tar() -> Iterator[Path]:
     """A root file system that can run a shell."""
-    folder = tmp_path_factory.mktemp("busybox")
-    for name in ("bin", "etc", "proc", "dev", "tmp"):
-        (folder / "tree" / name).mkdir(parents=True)
-    (folder / "tree/bin/busybox").write_bytes(Path("/bin/busybox").read_bytes())
-    (folder / "tree/bin/busybox").chmod(0o755)
-    for name in ("sh", "cat", "kill", "sleep"):
-        (folder / "tree/bin" / name).symlink_to("busybox")
-    (folder / "tree/etc/motd").write_text("hello\n")
-    archive = folder / "busybox.tar"
-    subprocess.run(["tar", "-C", folder / "tree", "-cf", archive, "."], check=True)
-    assert os.path.getsize(archive) > 1 << 19
-    return archive
+    with folder_in_memory() as folder:
+        for name in ("bin", "etc", "proc", "dev", "tmp"):
+            (folder / "tree" / name).mkdir(parents=True)
+        shutil.copy("/bin/busybox", folder / "tree/bin/busybox")
+        for name in ("sh", "cat", "kill"):
+            (folder / "tree/bin" / name).symlink_to("busybox")
+        (folder / "tree/etc/motd").write_text("hello\n")
+        archive = folder / "busybox.tar"
+        subprocess.run(["tar", "-C", folder / "tree", "-cf", archive, "."], check=True)
+        assert archive.stat().st_size > 1 << 19
+        yield archive
+
+
+@pytest.fixture(scope="module")
+def shared_root(busybox_tar: Path) -> Iterator[Path]:
+    """A store for the tests of a module, with the committed layer `base`: to make one takes longer than most tests."""
+    with folder_in_memory() as folder:
+        root = folder / "root"
+        make_store(root)
+        assert app.run(["--root", str(root), "import", "base", str(busybox_tar)]) == 0
+        yield root
+        assert app.run(["--root", str(root), "down"]) == 0
 
 
 @pytest.fixture
-def with_base(cli: Cli, busybox_tar: Path) -> Cli:
-    """A store with the committed layer `base`."""
-    cli("import", "base", str(busybox_tar))
-    return cli
+def with_base(shared_root: Path, capfd: pytest.CaptureFixture[str]) -> Iterator[Cli]:
+    """The command line on the shared store; what a test makes in it is removed."""
+    capfd.readouterr()
+    cli = Cli(shared_root, capfd.readouterr)
+    yield cli
+    with Store.open(shared_root) as store:
+        names = [layer.name for layer in store.walk() if layer.name != "base"]
+        for name in removal_order(store.walk(), names, recursive=False):
+            store.remove(name)
+
+
+@contextlib.contextmanager
+def folder_in_memory() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(dir=os.environ.get("LAB_SCRATCH")) as name:
+        yield Path(name)

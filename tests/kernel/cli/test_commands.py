@@ -71,8 +71,8 @@ def test_the_main_job(with_base: Cli, scratch: Path) -> None:
     assert cli.json("import", "again", str(archive), "--parent", "base")["parent"] == "base"
     assert cli("diff", "again", "hello") == ""
     assert cli("view", "look", "again") == ""
-    assert cli("rm", "base", "--recursive") == ""
-    assert cli.json("ls") == []
+    assert cli("rm", "hello", "again", "--recursive") == ""
+    assert cli("ls", "-q") == "base\n"
 
 
 def test_mounts_outlive_the_command(with_base: Cli, scratch: Path) -> None:
@@ -122,10 +122,11 @@ def test_info_and_grow(cli: Cli) -> None:
     assert cli("grow", "--data", "3G") == ""
     assert cli.json("info")["pool"]["data_total"] == 3 << 30
     assert f"root      {cli.root}\n" in cli("info")
-    assert "shrink" in cli.fails(2, "grow", "--data", "1G") or "smaller" in cli.outcome("grow", "--data", "1G")[2]
+    assert "1G" in cli.fails(2, "grow", "--data", "1G")
 
 
-def test_drivers(cli: Cli) -> None:
+def test_drivers(with_base: Cli) -> None:
+    cli = with_base
     reports = cli.json("drivers")
     assert [report["name"] for report in reports][:3] == ["aufs", "btrfs", "devicemapper"]
     assert all(report.keys() == {"name", "supported", "reason", "selected"} for report in reports)
@@ -159,7 +160,9 @@ def test_rm_says_what_was_removed_before_it_failed(with_base: Cli, scratch: Path
     assert "removed before that: c" in errors.splitlines()[0]
     assert cli("ls", "-q") == "a\nb\nbase\n"
     cli("umount", "b")
-    assert cli.json("rm", "a", "base", "b") == {"removed": ["b", "a", "base"]}
+    cli("commit", "d", "a")
+    cli("prepare", "e", "d")
+    assert cli.json("rm", "b", "d", "e") == {"removed": ["e", "d", "b"]}
 
 
 @pytest.mark.parametrize(
@@ -203,8 +206,9 @@ def test_a_signal_ends_a_run(with_base: Cli, signum: signal.Signals) -> None:
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_ends_an_import(cli: Cli, busybox_tar: Path, signum: signal.Signals) -> None:
-    with cli.start("import", "base", stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+def test_a_signal_ends_an_import(with_base: Cli, busybox_tar: Path, signum: signal.Signals) -> None:
+    cli = with_base
+    with cli.start("import", "more", stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdin is not None
         process.stdin.write(busybox_tar.read_bytes()[: 300 << 10])
         process.stdin.flush()
@@ -215,8 +219,8 @@ def test_a_signal_ends_an_import(cli: Cli, busybox_tar: Path, signum: signal.Sig
     assert process.returncode == 128 + signum
     assert len(errors) == 1
     assert errors[0].startswith(b"thinpool: error: ")
-    assert cli("ls", "-q") == ""
-    assert cli("import", "base", str(busybox_tar)) == ""
+    assert cli("ls", "-q") == "base\n"
+    assert cli("import", "more", str(busybox_tar)) == ""
 
 
 @pytest.mark.parametrize("arguments", [("ls", "-q"), ("ls", "--json"), ("tree",), ("export", "base")])
