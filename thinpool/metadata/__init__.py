@@ -1,7 +1,7 @@
 """The pool's books: the kernel's thin-pool metadata, read-only.
 
 `Books` is the way in: devices, mappings, differences and usage of one committed state. `read_books` reads a pool in
-use, `metadata_snapshot` pins a state for longer work.
+use, `pinned_books` one whose state is pinned for longer work.
 
 Limits:
 
@@ -20,6 +20,7 @@ Limits:
 
 from thinpool.metadata.books import Books, DeviceDetails, read_books
 from thinpool.metadata.mappings import BlockRange
+from thinpool.metadata.snapshot import metadata_snapshot, pinned_books, release_leftover
 from thinpool.metadata.superblock import Superblock, read_superblock
 from thinpool.metadata.usage import DeviceUsage
 
@@ -29,6 +30,9 @@ __all__ = [
     "DeviceDetails",
     "DeviceUsage",
     "Superblock",
+    "metadata_snapshot",
+    "pinned_books",
     "read_books",
     "read_superblock",
+    "release_leftover",
 ]

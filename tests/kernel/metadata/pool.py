@@ -11,6 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
+from thinpool.dm import Control, DeviceInfo, TableEntry, Thin, ThinPool, Unknown
+from thinpool.dm.device import create_device, device_path, remove_device
+from thinpool.units import SECTOR
+
 BLOCK = 64 << 10
 BLKDISCARD = 0x1277
 
@@ -21,71 +25,64 @@ def run(*command: str) -> str:
     return done.stdout
 
 
-def node(name: str) -> str:
-    """The device's node by its kernel name, which is there at once, whatever udev does."""
-    for entry in Path("/sys/block").glob("dm-*"):
-        if (entry / "dm" / "name").read_text(encoding="ascii").rstrip() == name:
-            return f"/dev/{entry.name}"
-    raise AssertionError(f"no device {name}")
-
-
 class RandomPool:
     """Devices are kept active, so that writing to them costs no fork."""
 
-    def __init__(self, name: str, metadata: Path, chance: random.Random, *, span: int = 20_000) -> None:
-        self.name = name
+    def __init__(self, control: Control, pool: DeviceInfo, metadata: Path, chance: random.Random, span: int) -> None:
+        self.control = control
+        self.name = pool.name
         self.metadata = metadata
-        self.devices: list[int] = []
+        self.devices: dict[int, Path] = {}
         self.span = span
+        self._path = device_path(pool)
         self._chance = chance
         self._next = 1
-        self._buffer = mmap.mmap(-1, 4096)
+        self.buffer = mmap.mmap(-1, 4096)
 
     @classmethod
     @contextmanager
     def active(cls, name: str, metadata: Path, chance: random.Random, *, span: int = 20_000) -> Iterator["RandomPool"]:
-        data_sectors = 1 << 31
-        run("dmsetup", "create", "--noudevsync", "--noudevrules", f"{name}-data", "--table", f"0 {data_sectors} zero")
-        try:
-            table = f"0 {data_sectors} thin-pool {metadata} {node(name + '-data')} 128 0 2 skip_block_zeroing"
-            run("dmsetup", "create", "--noudevsync", "--noudevrules", name, "--table", f"{table} no_discard_passdown")
-            pool = cls(name, metadata, chance, span=span)
+        sectors = 1 << 31
+        features = ("skip_block_zeroing", "no_discard_passdown")
+        with Control() as control:
+            data = create_device(control, f"{name}-data", [TableEntry(0, sectors, Unknown("zero", ""))])
+            target = ThinPool(str(metadata), str(device_path(data)), BLOCK // SECTOR, 0, features)
             try:
-                yield pool
+                info = create_device(control, name, [TableEntry(0, sectors, target)])
+                pool = cls(control, info, metadata, chance, span)
+                try:
+                    yield pool
+                finally:
+                    for thin_id in pool.devices:
+                        pool.deactivate(thin_id)
+                    remove_device(control, name)
             finally:
-                for thin_id in pool.devices:
-                    pool.deactivate(thin_id)
-                run("dmsetup", "remove", "--retry", "--noudevsync", "--noudevrules", name)
-        finally:
-            run("dmsetup", "remove", "--retry", "--noudevsync", "--noudevrules", f"{name}-data")
+                remove_device(control, data.name)
 
     def message(self, text: str) -> None:
-        run("dmsetup", "message", self.name, "0", text)
+        self.control.message(self.name, text)
 
     def deactivate(self, thin_id: int) -> None:
-        run("dmsetup", "remove", "--retry", "--noudevsync", "--noudevrules", f"{self.name}-{thin_id}")
-
-    def path(self, thin_id: int) -> str:
-        return node(f"{self.name}-{thin_id}")
+        remove_device(self.control, f"{self.name}-{thin_id}")
 
     def create(self, origin: int | None = None) -> int:
         thin_id = self._next
         self._next += self._chance.choice((1, 1, 5000))
         self.message(f"create_thin {thin_id}" if origin is None else f"create_snap {thin_id} {origin}")
-        table = f"0 {(self.span + 2000) * (BLOCK // 512)} thin {node(self.name)} {thin_id}"
-        run("dmsetup", "create", "--noudevsync", "--noudevrules", f"{self.name}-{thin_id}", "--table", table)
-        self.devices.append(thin_id)
+        sectors = (self.span + 2000) * (BLOCK // SECTOR)
+        table = [TableEntry(0, sectors, Thin(str(self._path), thin_id))]
+        self.devices[thin_id] = device_path(create_device(self.control, f"{self.name}-{thin_id}", table))
         return thin_id
 
     def delete(self, thin_id: int) -> None:
         self.deactivate(thin_id)
-        self.devices.remove(thin_id)
+        del self.devices[thin_id]
         self.message(f"delete {thin_id}")
 
     def write(self, thin_id: int, blocks: Iterator[int] | range) -> None:
         with self.opened(thin_id) as fd:
             for block in blocks:
-                os.pwritev(fd, [self._buffer], block * BLOCK)
+                os.pwritev(fd, [self.buffer], block * BLOCK)
             os.fsync(fd)
 
     def discard(self, thin_id: int, start: int, length: int) -> None:
@@ -95,7 +92,7 @@ class RandomPool:
 
     @contextmanager
     def opened(self, thin_id: int) -> Iterator[int]:
-        fd = os.open(self.path(thin_id), os.O_RDWR | os.O_DIRECT)
+        fd = os.open(self.devices[thin_id], os.O_RDWR | os.O_DIRECT)
         try:
             yield fd
         finally:
@@ -108,16 +105,17 @@ class RandomPool:
         if kind == "create" or not self.devices:
             self.create()
             return
-        thin_id = chance.choice(self.devices[-6:]) if chance.random() < 0.7 else chance.choice(self.devices)
+        ids = list(self.devices)
+        thin_id = chance.choice(ids[-6:] if chance.random() < 0.7 else ids)
         start = chance.randrange(self.span)
-        if kind == "snap" and len(self.devices) < 30:
+        if kind == "snap" and len(self.devices) < 16:
             self.create(thin_id)
         elif kind == "delete" and len(self.devices) > 3:
             self.delete(thin_id)
         elif kind == "discard":
             self.discard(thin_id, start, chance.choice((1, 10, 300, 2000)))
         else:
-            length = chance.choice((1, 3, 10, 40, 200, 700))
+            length = chance.choice((1, 3, 10, 40, 200, 400))
             step = chance.choice((1, 1, 2, 17))
             self.write(thin_id, range(start, min(self.span, start + length * step), step))
 
