@@ -299,6 +299,10 @@ def _same_file(first: int, second: int) -> bool:
         return False
 
 
+def _nothing(_signum: int, _frame: FrameType | None) -> None:
+    pass
+
+
 @contextlib.contextmanager
 def _signals_raise() -> Iterator[None]:
     """Turn the first SIGINT, SIGTERM or SIGHUP into `Interrupted`, and ignore further ones while cleaning up."""
@@ -306,7 +310,7 @@ def _signals_raise() -> Iterator[None]:
 
     def interrupt(signum: int, _frame: FrameType | None) -> None:
         for each in signums:
-            signal.signal(each, signal.SIG_IGN)
+            signal.signal(each, _nothing)  # not SIG_IGN: Python complains of one that is on its way
         raise Interrupted(signum)
 
     before = [(signum, signal.signal(signum, interrupt)) for signum in signums]
