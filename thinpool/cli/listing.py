@@ -21,7 +21,11 @@ from thinpool.cli.settings import Settings
     "-z", "--null", is_flag=True, help="End each row with a NUL; fields are separated by tabs, sizes in bytes."
 )
 def ls(settings: Settings, *, quiet: bool, null: bool) -> None:
-    """List the layers: parent, kind, size of the file system, and what each holds beyond its parent."""
+    """List the layers.
+
+    SIZE is that of the layer's file system, if the driver sets one; USAGE is what the layer holds and its parent does
+    not.
+    """
     with settings.open_store() as store:
         layers = list(store.walk())
         if quiet and not settings.json:
@@ -71,7 +75,11 @@ def tree(settings: Settings) -> None:
 )
 @click.argument("name", type=LAYER)
 def stat(settings: Settings, name: str) -> None:
-    """Show all that is known of the layer NAME: kind, times, space, labels, mounts."""
+    """Show all that is known of the layer NAME: kind, times, space, labels, mounts.
+
+    Of the space, `own` is what the layer holds and its parent does not, `exclusive` what removing it would free,
+    `referenced` all that it maps, shared or not.
+    """
     with settings.open_store() as store:
         layer = store.stat(name)
         usage = store.usage(name)

@@ -88,7 +88,10 @@ def _report_json(report: "DriverReport") -> dict[str, object]:
     ],
 )
 def info(settings: Settings) -> None:
-    """Show the store: driver, options in force, and the pool's mode, space and warnings."""
+    """Show the store: driver, options in force, and the pool's mode, space and warnings.
+
+    A pool is `rw` when all is well, and `ro`, `out_of_data_space` or `fail` when it cannot be written.
+    """
     with settings.open_store() as store:
         facts = store.info()
     if settings.json:

@@ -15,7 +15,7 @@ def test_the_version_is_told_without_importing_anything_heavy() -> None:
     loaded = modules_after("from thinpool.__main__ import main; sys.argv[1:] = ['--version']; main()")
     own = {name for name in loaded if name.split(".")[0] == "thinpool"}
     assert own == {"thinpool", "thinpool.__main__"}
-    assert not loaded & {"click", "attrs", "attr", "rich", "logging", "sqlite3", "json", "re"}
+    assert not loaded & {"click", "attrs", "attr", "rich", "logging", "sqlite3", "json"}
 
 
 @pytest.mark.parametrize("arguments", [["ls", "--help"], ["device", "--help"], ["--help"]])
