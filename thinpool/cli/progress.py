@@ -25,7 +25,12 @@ def progress_bar(title: str, total: int | None) -> Iterator[Callable[[int], None
     from rich.console import Console  # noqa: PLC0415 - nearly all runs need none of it
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn  # noqa: PLC0415
 
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+    )
     # No thread redraws it: a thread would run on in a process that forks.
     with Progress(*columns, console=Console(stderr=True), auto_refresh=False, transient=True) as progress:
         task = progress.add_task(title, total=total)
