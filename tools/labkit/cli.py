@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from labkit.errors import Interrupted, LabError, UsageError
+from labkit.errors import Interrupted, LabError
 from labkit.launcher import Disk, Request, run
 
 _DESCRIPTION = """\
@@ -123,6 +123,3 @@ def _seconds(text: str) -> float:
     if not re.fullmatch(r"\d+(\.\d+)?", text, re.ASCII) or float(text) == 0:
         raise argparse.ArgumentTypeError(f"not a number of seconds: {text!r}")
     return float(text)
-
-
-__all__ = ["UsageError", "main", "parse"]
