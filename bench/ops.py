@@ -67,7 +67,8 @@ def cycles(store: Store, scratch: Path, rounds: int) -> list[Row]:
     pool = store.info().pool
     assert pool is not None
     with store.device("base") as device:
-        table = subprocess.run(["dmsetup", "table", device], check=True, capture_output=True, text=True).stdout.split()
+        name = Path(f"/sys/block/{device.name}/dm/name").read_text().strip()
+        table = subprocess.run(["dmsetup", "table", name], check=True, capture_output=True, text=True).stdout.split()
     sectors, pool_device, origin = int(table[1]), table[3], int(table[4])
     bare = Bare(pool.name, pool_device, sectors, str(targets["bare"]))
     found = in_turn(

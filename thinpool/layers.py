@@ -6,11 +6,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import IO
 
+import attrs
+
 from thinpool import recovery
 from thinpool.errors import ConfigError, LayerInUse, PoolFailed, PoolFull, WrongKind
 from thinpool.filesystem.syscalls import syncfs
 from thinpool.layer.unpack import unpack_layer
-from thinpool.model import Kind
+from thinpool.model import Kind, Layer
 from thinpool.mounting import attached, targets, tree
 from thinpool.session import Session, storage
 from thinpool.state import LayerRecord
@@ -19,7 +21,7 @@ from thinpool.units import human_size
 
 def derive(
     session: Session, name: str, parent: str | None, kind: Kind, size: int | None, labels: Mapping[str, str] | None
-) -> None:
+) -> Layer:
     """Make an active layer or a view.
 
     Steps: storage with a reserved handle; one durable record that names it.
@@ -34,11 +36,12 @@ def derive(
             )
         mark.begin()
         handle, made = session.create(above, size)
-        up = None if above is None else above.handle
-        session.state.add(session.new_record(handle, name, up, kind, size=made, labels=labels))
+        record = session.new_record(handle, name, above, kind, size=made, labels=labels)
+        session.state.add(record)
+    return record.layer()
 
 
-def commit(session: Session, name: str, active: str, labels: Mapping[str, str] | None, *, live: bool) -> None:
+def commit(session: Session, name: str, active: str, labels: Mapping[str, str] | None, *, live: bool) -> Layer:
     """Commit an active layer, which goes on if `live`.
 
     Steps where nobody uses the layer and it does not go on: one durable record. Else: a snapshot with a reserved
@@ -51,19 +54,22 @@ def commit(session: Session, name: str, active: str, labels: Mapping[str, str] |
         session.driver.flush(storage(record))
     with session.writer() as mark:
         session.refuse_taken(name)
-        with session.locked(active) as record:
-            if record.kind is not Kind.ACTIVE:
-                raise WrongKind(f"layer {active} is {record.kind.value}; only an active layer can be committed")
+        record = session.record(active)
+        if record.kind is not Kind.ACTIVE:
+            raise WrongKind(f"layer {active} is {record.kind.value}; only an active layer can be committed")
+        now = session.now()
+        done = attrs.evolve(record, name=name, kind=Kind.COMMITTED, created=now, updated=now, labels=dict(labels or {}))
+        with session.locks.layer(record.handle):
             if not live and session.driver.release(record.handle):
-                session.state.commit(record.handle, name, session.now(), labels or {})
-                return
+                session.state.commit(record.handle, name, now, done.labels)
+                return done.layer()
             mark.begin()
-            handle = session.snapshot(storage(record))
-            copy = session.new_record(handle, name, record.parent, Kind.COMMITTED, size=record.size, labels=labels)
+            done = attrs.evolve(done, handle=session.snapshot(storage(record)))
             if live:
-                session.state.add(copy)
+                session.state.add(done)
             else:
-                session.state.commit_copy(copy, record.handle)
+                session.state.commit_copy(done, record.handle)
+    return done.layer()
 
 
 def remove(session: Session, name: str) -> None:
@@ -73,15 +79,17 @@ def remove(session: Session, name: str) -> None:
     which needs no durability of its own.
     """
     session.ready()
-    with session.writer() as mark, session.locked(name) as record:
+    with session.writer() as mark:
+        record = session.record(name)
         session.refuse_children(record)
-        if not session.driver.release(record.handle):
-            where = targets(session, record.handle)
-            users = f"mounted on {', '.join(map(str, where))}" if where else "open or mounted by another process"
-            raise LayerInUse(f"layer {name} is {users}", hint=f"thinpool umount {name}")
-        mark.begin()
-        session.state.doom(record.handle)
-        recovery.sweep(session.state, session.driver, record)
+        with session.locks.layer(record.handle):
+            if not session.driver.release(record.handle):
+                where = targets(session, record.handle)
+                users = f"mounted on {', '.join(map(str, where))}" if where else "open or mounted by another process"
+                raise LayerInUse(f"layer {name} is {users}", hint=f"thinpool umount {name}")
+            mark.begin()
+            session.state.doom(record.handle)
+            recovery.sweep(session.state, session.driver, record)
 
 
 def fill(
@@ -142,7 +150,7 @@ def _begin(
         record = session.new_record(
             handle,
             name,
-            None if above is None else above.handle,
+            above,
             Kind.COMMITTED,
             size=size,
             phase="filling",

@@ -14,6 +14,7 @@ from typing import Self
 from thinpool.drivers.base import BlockDevices
 from thinpool.errors import DriverUnsupported, LayerInUse, LayerNotFound, MountError
 from thinpool.filesystem import mounts
+from thinpool.filesystem.syscalls import is_mount_root
 from thinpool.session import Session, storage
 from thinpool.state import LayerRecord
 
@@ -122,21 +123,28 @@ def mount(session: Session, name: str, target: Path | None, *, read_only: bool) 
     """Mount a layer on a directory, or on a private one below the root."""
     session.ready()
     with session.locked(name) as record:
-        if target is not None:
-            holder = mounted_at(session, target)
-            if holder == record.handle:
-                return Mount(name, target, lambda: None)
-            if holder is not None:
-                raise LayerInUse(f"another layer is mounted on {target}")
-        with attached(session, record, read_only=read_only) as fd:
-            made = target or _private_directory(session.root.mounts, record.handle)
-            try:
-                mounts.attach(fd, made)
-            except BaseException:
-                if target is None:
-                    os.rmdir(made)
-                raise
+        made = target or _private_directory(session.root.mounts, record.handle)
+        directory = mounts.open_target(made)
+        try:
+            if is_mount_root(directory) and _is_there(session, record, made):
+                return Mount(name, made, lambda: None)
+            with attached(session, record, read_only=read_only) as fd:
+                mounts.attach(fd, directory, made)
+        except BaseException:
+            if target is None:
+                os.rmdir(made)
+            raise
+        finally:
+            os.close(directory)
     return Mount(name, made, partial(_end_mount, session, record.handle, made))
+
+
+def _is_there(session: Session, record: LayerRecord, target: Path) -> bool:
+    """Whether a layer is what is mounted on a directory; LayerInUse where another layer is."""
+    holder = _topmost(session, target)
+    if holder not in {None, record.handle}:
+        raise LayerInUse(f"another layer is mounted on {target}")
+    return holder is not None
 
 
 def unmount(session: Session, given: str | os.PathLike[str]) -> None:
@@ -179,7 +187,14 @@ def mounted_at(session: Session, target: Path) -> int | None:
     Raises:
         MountError: the directory is missing, or is none.
     """
-    os.close(mounts.open_target(target))
+    directory = mounts.open_target(target)
+    try:
+        return _topmost(session, target) if is_mount_root(directory) else None
+    finally:
+        os.close(directory)
+
+
+def _topmost(session: Session, target: Path) -> int | None:
     real = os.path.realpath(target)
     found = [entry for entry in mounts.mount_table() if str(entry.target) == real]
     return session.driver.handle_of(found[-1]) if found else None

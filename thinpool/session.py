@@ -149,7 +149,7 @@ class Session:
         self,
         handle: int,
         name: str,
-        parent: int | None,
+        parent: LayerRecord | None,
         kind: Kind,
         *,
         size: int,
@@ -158,7 +158,8 @@ class Session:
     ) -> LayerRecord:
         """A record of new storage, made now."""
         now = self.now()
-        return LayerRecord(handle, name, parent, None, kind, phase, now, now, size, dict(labels or {}))
+        above, above_name = (None, None) if parent is None else (parent.handle, parent.name)
+        return LayerRecord(handle, name, above, above_name, kind, phase, now, now, size, dict(labels or {}))
 
     # -- storage that goes
 

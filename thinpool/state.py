@@ -51,6 +51,11 @@ _COLUMNS = (
     " layers.updated, layers.size, layers.labels FROM layers LEFT JOIN layers AS up ON up.handle = layers.parent"
 )
 
+_NEXT = (
+    "SELECT next.value, reserved.value, EXISTS (SELECT 1 FROM layers WHERE handle = CAST(next.value AS INTEGER))"
+    " FROM meta AS next, meta AS reserved WHERE next.key = 'next_handle' AND reserved.key = 'reserved_handle'"
+)
+
 Phase = Literal["ready", "filling", "doomed", "base"]
 
 
@@ -205,18 +210,21 @@ class State:
         Raises:
             PoolFull: all numbers are in use.
         """
-        handle, reserved = self._range()
+        (row,) = self._rows(_NEXT)
+        handle, reserved, taken = int(row[0]), int(row[1]), bool(row[2])
         for _ in range(HANDLE_LIMIT):
             if handle >= HANDLE_LIMIT:
                 handle = reserved = 1
+                taken = self._has(handle)
             if handle >= reserved:
                 reserved = min(handle + _RANGE, HANDLE_LIMIT)
                 with self._transaction() as database:
                     _put(database, "next_handle", str(handle))
                     _put(database, "reserved_handle", str(reserved))
-            if not self._rows("SELECT 1 FROM layers WHERE handle = ?", handle):
+            if not taken:
                 return handle
             handle += 1
+            taken = self._has(handle)
         raise PoolFull(f"all {HANDLE_LIMIT - 1} numbers for layers are in use", hint="remove layers")
 
     def skip(self, handle: int) -> None:
@@ -232,8 +240,11 @@ class State:
         """The reserved handles without a row, in the order in which they would have been used."""
         handle, reserved = self._range()
         for number in range(handle, reserved):
-            if not self._rows("SELECT 1 FROM layers WHERE handle = ?", number):
+            if not self._has(number):
                 yield number
+
+    def _has(self, handle: int) -> bool:
+        return bool(self._rows("SELECT 1 FROM layers WHERE handle = ?", handle))
 
     def _range(self) -> tuple[int, int]:
         rows = dict(self._rows("SELECT key, value FROM meta WHERE key IN ('next_handle', 'reserved_handle')"))

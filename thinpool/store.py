@@ -174,13 +174,11 @@ class Store:
             ConfigError: the size.
             PoolFull, PoolFailed: the storage cannot take it.
         """
-        layers.derive(self._session, name, parent, Kind.ACTIVE, _bytes(size), labels)
-        return self.stat(name)
+        return layers.derive(self._session, name, parent, Kind.ACTIVE, _bytes(size), labels)
 
     def view(self, name: str, parent: str, *, labels: Labels | None = None) -> Layer:
         """Make a read-only, temporary layer on a committed one; raises as `prepare`."""
-        layers.derive(self._session, name, parent, Kind.VIEW, None, labels)
-        return self.stat(name)
+        return layers.derive(self._session, name, parent, Kind.VIEW, None, labels)
 
     def commit(self, name: str, active: str, *, labels: Labels | None = None) -> Layer:
         """End an active layer as a committed one of another name; its labels are replaced.
@@ -193,13 +191,11 @@ class Store:
             LayerNotFound, WrongKind: `active` is missing, or no active layer.
             PoolFull, PoolFailed: the storage cannot take it.
         """
-        layers.commit(self._session, name, active, labels, live=False)
-        return self.stat(name)
+        return layers.commit(self._session, name, active, labels, live=False)
 
     def checkpoint(self, name: str, active: str, *, labels: Labels | None = None) -> Layer:
         """Commit an active layer's state of this instant; the active layer goes on. Raises as `commit`."""
-        layers.commit(self._session, name, active, labels, live=True)
-        return self.stat(name)
+        return layers.commit(self._session, name, active, labels, live=True)
 
     def remove(self, name: str) -> None:
         """Remove a layer that has no children and is in nobody's use.

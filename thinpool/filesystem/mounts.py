@@ -3,9 +3,7 @@
 import errno
 import os
 import re
-import stat
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import attrs
@@ -133,20 +131,17 @@ def open_target(target: Path) -> int:
         raise MountError(f"mount target {target}: {error.strerror}") from error
 
 
-def attach(mount_fd: int, target: Path) -> None:
-    """Move a detached mount onto a directory; it is private, so it propagates to no other namespace.
+def attach(mount_fd: int, directory: int, target: Path) -> None:
+    """Move a detached mount onto an open directory; it is private, so it propagates to no other namespace.
 
     Raises:
-        MountError: the target cannot be mounted on.
+        MountError: the directory, which the message calls `target`, cannot be mounted on.
     """
-    directory = open_target(target)
     try:
         sys.mount_setattr(mount_fd, propagation=sys.MS_PRIVATE)
         sys.move_mount(mount_fd, directory)
     except OSError as error:
         raise MountError(f"cannot mount on {target}: {os.strerror(error.errno or 0)}") from error
-    finally:
-        os.close(directory)
 
 
 def unmount(target: Path) -> None:
@@ -167,13 +162,3 @@ def unmount(target: Path) -> None:
         if error.errno in {errno.EINVAL, errno.ENOENT}:
             raise MountError(f"nothing is mounted on {target}") from error
         raise MountError(f"cannot unmount {target}: {os.strerror(error.errno or 0)}") from error
-
-
-def mounted_device(target: Path) -> tuple[int, int] | None:
-    """(major, minor) of the file system whose root is at that directory, None where it is no mount's root."""
-    with suppress(OSError):
-        here = os.stat(target, follow_symlinks=False)
-        parent = os.stat(target / "..")
-        if stat.S_ISDIR(here.st_mode) and (here.st_dev != parent.st_dev or here.st_ino == parent.st_ino):
-            return os.major(here.st_dev), os.minor(here.st_dev)
-    return None

@@ -43,6 +43,9 @@ UMOUNT_NOFOLLOW = 8
 CLONE_NEWNS = 0x00020000
 CLONE_NEWPID = 0x20000000
 
+_STATX_SIZE = 256
+_STATX_ATTR_MOUNT_ROOT = 0x2000
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -99,6 +102,14 @@ def mount(source: str, target: str, fs_type: str | None, flags: int = 0, data: s
 def umount(target: str | bytes, flags: int = UMOUNT_NOFOLLOW) -> None:
     """umount2(2)."""
     _checked("umount2", _libc.umount2(os.fsencode(target), flags))
+
+
+def is_mount_root(fd: int) -> bool:
+    """Whether an open directory is the root of a mount (statx(2), STATX_ATTR_MOUNT_ROOT)."""
+    buffer = ctypes.create_string_buffer(_STATX_SIZE)
+    _checked("statx", _libc.statx(fd, b"", AT_EMPTY_PATH, 0, buffer))
+    attributes: int = struct.unpack_from("=Q", buffer, 8)[0]
+    return bool(attributes & _STATX_ATTR_MOUNT_ROOT)
 
 
 def syncfs(fd: int) -> None:

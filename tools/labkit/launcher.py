@@ -170,7 +170,6 @@ class _Lab:
             "SHELL": "/bin/bash",
             "LANG": "C.UTF-8",
             "TMPDIR": "/run/lab/scratch",
-            "PYTHONDONTWRITEBYTECODE": "1",
             "LAB_KERNEL": self.kernel.name,
             "LAB_OUT": "/run/lab/out",
             "LAB_SCRATCH": "/run/lab/scratch",
