@@ -50,7 +50,6 @@ def test_the_command_finds_a_whole_machine(lab: Lab) -> None:
     assert "OTHER" not in environment
     assert environment["LAB_KERNEL"] == "uml"
     assert environment["LAB_DISKS"] == ""
-    assert environment["PYTHONDONTWRITEBYTECODE"] == "1"
     assert found == {
         "arguments": [os.fsencode(each).hex() for each in arguments],
         "cwd": str(here),
