@@ -11,7 +11,6 @@ import attrs
 from thinpool import recovery
 from thinpool.errors import ConfigError, LayerInUse, PoolFailed, PoolFull, WrongKind
 from thinpool.filesystem.syscalls import syncfs
-from thinpool.layer.unpack import unpack_layer
 from thinpool.model import Kind, Layer
 from thinpool.mounting import attached, targets, tree
 from thinpool.session import Session, storage
@@ -105,6 +104,8 @@ def fill(
     Steps: storage with a reserved handle and one durable record in the phase `filling`; the long work, under the
     layer's lock alone; one durable record that makes the layer ready.
     """
+    from thinpool.layer.unpack import unpack_layer  # noqa: PLC0415 - heavy, and only for imports
+
     session.ready()
     record, lock = _begin(session, name, parent, labels)
     try:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Literal, Self
+from typing import IO, TYPE_CHECKING, Literal, Self
 
 import attrs
 
@@ -13,8 +13,6 @@ from thinpool import layers, mounting
 from thinpool.drivers.base import Growable
 from thinpool.errors import ConfigError, DriverUnsupported
 from thinpool.filesystem.mounts import mount_table
-from thinpool.layer.archive import ArchiveResult, write_layer
-from thinpool.layer.changes import walk
 from thinpool.model import Changes, Kind, Layer, Usage
 from thinpool.mounting import BlockDevice, Mount
 from thinpool.opening import keep_options, open_store
@@ -23,6 +21,9 @@ from thinpool.root import DEFAULT
 from thinpool.sandbox import run_in
 from thinpool.session import Session
 from thinpool.units import parse_size
+
+if TYPE_CHECKING:
+    from thinpool.layer.archive import ArchiveResult
 
 Progress = Callable[[int], None]
 Compression = Literal["none", "gzip", "zstd", "xz"]
@@ -297,6 +298,8 @@ class Store:
             raise ConfigError(f"method {method!r}: accepted are auto, fast and walk")
         if method == "fast":
             raise DriverUnsupported(f"the {self.driver} driver has no fast comparison", hint="use method auto or walk")
+        from thinpool.layer.changes import walk  # noqa: PLC0415 - only where trees are compared
+
         with self._trees(name, base) as (older, newer):
             return Changes(tuple(walk(older, newer)), "walk")
 
@@ -308,7 +311,7 @@ class Store:
         *,
         compress: Compression = "none",
         progress: Progress | None = None,
-    ) -> ArchiveResult:
+    ) -> "ArchiveResult":
         """Write the difference of a layer to its parent (or to `base`) as an OCI layer tar.
 
         Args:
@@ -321,6 +324,9 @@ class Store:
         Raises:
             LayerNotFound: one of the two is missing.
         """
+        from thinpool.layer.archive import write_layer  # noqa: PLC0415 - only where trees are compared
+        from thinpool.layer.changes import walk  # noqa: PLC0415
+
         with self._trees(name, base) as (older, newer):
             changes = walk(older, newer)
             return write_layer(fileobj, older, newer, changes, compress=compress, progress=progress)

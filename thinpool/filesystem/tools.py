@@ -4,7 +4,6 @@ import os
 import shutil
 
 import attrs
-import sh
 
 from thinpool.errors import ToolError
 
@@ -45,6 +44,8 @@ class Tool:
         Raises:
             ToolError: it failed, was killed, or took longer than `timeout` seconds (it is killed then).
         """
+        import sh  # noqa: PLC0415 - it loads asyncio, which most commands have no use for
+
         environment = {"PATH": os.environ.get("PATH", _ADMIN_PATH), "LC_ALL": "C.UTF-8"}
         command = sh.Command(self.path)
         try:

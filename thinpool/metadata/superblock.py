@@ -10,7 +10,6 @@ import os
 import struct
 
 import attrs
-import crc32c
 
 from thinpool.errors import PoolFailed
 from thinpool.metadata.reader import BLOCK_SIZE, DirectFile
@@ -127,7 +126,9 @@ class Superblock:
 
 def checksum(block: bytes, salt: int) -> int:
     """The checksum that belongs into the first four bytes of a metadata block of the kind that the salt stands for."""
-    return int(crc32c.crc32c(memoryview(block)[4:])) ^ 0xFFFFFFFF ^ salt
+    from crc32c import crc32c  # noqa: PLC0415 - it looks up its own version, which costs every command
+
+    return int(crc32c(memoryview(block)[4:])) ^ 0xFFFFFFFF ^ salt
 
 
 def parse_superblock(data: bytes, block: int = 0) -> Superblock:
