@@ -10,7 +10,11 @@ from thinpool.errors import ArchiveError
 from thinpool.layer.text import shown
 from thinpool.layer.xattrs import ACL_ACCESS, ACL_DEFAULT
 
-ATTRIBUTES = {b"access": ACL_ACCESS, b"default": ACL_DEFAULT}
+ATTRIBUTES = {b"SCHILY.acl.access": ACL_ACCESS, b"SCHILY.acl.default": ACL_DEFAULT}
+"""The attribute that a record of an extended header is the text of."""
+
+KEYS = {attribute: key for key, attribute in ATTRIBUTES.items()}
+"""The key of the record that has an attribute's text."""
 
 _VERSION = struct.pack("<I", 2)
 _ENTRY = struct.Struct("<HHI")

@@ -2,13 +2,13 @@
 
 import os
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import IO
 
 import attrs
 
 from thinpool.errors import TreeError
-from thinpool.layer import whiteouts, xattrs
+from thinpool.layer import acl, whiteouts, xattrs
 from thinpool.layer.names import names_of
 from thinpool.layer.parents import Parents
 from thinpool.layer.sink import Compression, Sink
@@ -230,7 +230,7 @@ class _Layer:
             os.readlink(name, dir_fd=dir_fd) if kind is EntryType.SYMLINK else b"",
             os.major(status.st_rdev),
             os.minor(status.st_rdev),
-            [_xattr_record(key, value) for key, value in xattrs.read(file).items()],
+            [line for key, value in xattrs.read(file).items() for line in _xattr_records(key, value)],
         )
 
     def _emit(self, entry: Entry) -> None:
@@ -238,8 +238,13 @@ class _Layer:
         self._sink.write(format_entry(entry))
 
 
-def _xattr_record(name: str, value: bytes) -> bytes:
-    return record(b"SCHILY.xattr." + escape_key(os.fsencode(name)), value)
+def _xattr_records(name: str, value: bytes) -> Iterator[bytes]:
+    """An extended attribute; an access control list also as text, the only form that GNU tar and bsdtar take."""
+    yield record(b"SCHILY.xattr." + escape_key(os.fsencode(name)), value)
+    key = acl.KEYS.get(name)
+    text = None if key is None else acl.to_text(value)
+    if key is not None and text is not None:
+        yield record(key, text)
 
 
 def _join(above: bytes, name: bytes) -> bytes:

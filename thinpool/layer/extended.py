@@ -16,7 +16,6 @@ _KNOWN = frozenset({b"path", b"linkpath", b"size", b"uid", b"gid", b"mtime"})
 _SPARSE = b"GNU.sparse."
 _XATTR = b"SCHILY.xattr."
 _XATTR_ENCODED = b"LIBARCHIVE.xattr."
-_ACL = b"SCHILY.acl."
 _PAIR = (b"GNU.sparse.offset", b"GNU.sparse.numbytes")
 _OVERHEAD = 200
 
@@ -68,10 +67,8 @@ class Extended:
                 name = os.fsdecode(unquote_to_bytes(key.removeprefix(_XATTR_ENCODED)))
                 if name not in self.xattrs:
                     self._put_xattr(name, _base64(value))
-            elif key.startswith(_ACL):
-                attribute = acl.ATTRIBUTES.get(key.removeprefix(_ACL))
-                if attribute is not None and attribute not in self.xattrs:
-                    self._put_xattr(attribute, acl.from_text(value))
+            elif (attribute := acl.ATTRIBUTES.get(key)) is not None and attribute not in self.xattrs:
+                self._put_xattr(attribute, acl.from_text(value))
 
     def over(self, base: "Extended") -> "Extended":
         """These records, and those of the base that they do not replace."""
