@@ -10,19 +10,20 @@ from thinpool import __version__
 
 def main() -> int:
     """Run the command line given in `sys.argv`; the exit status."""
-    arguments = sys.argv[1:]
-    if arguments == ["--version"]:
-        sys.stdout.write(f"thinpool {__version__}\n")
-        return 0
-    from thinpool.cli import signals  # noqa: PLC0415 - after the quick answer
-
-    signals.install()
     try:
-        from thinpool.cli.app import run  # noqa: PLC0415 - an interrupt during the import is caught here
+        arguments = sys.argv[1:]
+        if arguments == ["--version"]:
+            sys.stdout.write(f"thinpool {__version__}\n")
+            return 0
+        from thinpool.cli import signals  # noqa: PLC0415 - after the quick answer
+
+        signals.install()
+        from thinpool.cli.app import run  # noqa: PLC0415 - an interrupt during the long import is caught here
 
         return run(arguments)
     except KeyboardInterrupt as interrupt:
-        return signals.exit_status(interrupt)
+        # Before there was anything to undo, or after all was said; without an import, which may be what it broke.
+        return 128 + getattr(interrupt, "signum", 2)
 
 
 if __name__ == "__main__":

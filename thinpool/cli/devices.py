@@ -1,7 +1,9 @@
 """Device-mapper devices as text and JSON, and a table from text."""
 
 import errno
+import fcntl
 import os
+import stat
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,12 +15,14 @@ import pyudev
 from thinpool.cli import output
 from thinpool.dm import Control, DeviceInfo, TableEntry, Thin, parse_target
 from thinpool.dm.device import create_device
-from thinpool.errors import DeviceMapperError
+from thinpool.errors import DeviceMapperError, LoopError
 from thinpool.units import SECTOR, human_size
 
 _MAPPER = "/dev/mapper"
 _UDEV = "/run/udev/control"
 _UDEV_SECONDS = 5.0
+_LOOP_MAJOR = 7
+_LOOP_CLR_FD = 0x4C01  # include/uapi/linux/loop.h
 
 
 @attrs.frozen
@@ -106,6 +110,24 @@ def create_with_node(
         if event is None or (event.device_node == node and event.action == "change"):
             break
     return info, named if named.exists() else Path(node)
+
+
+def detach_loop(path: Path) -> None:
+    """Detach a loop device from its file, at once or, if it is in use, when its last user lets go (loop(4)).
+
+    Raises:
+        LoopError: it is no loop device, or no file is attached.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISBLK(status.st_mode) or os.major(status.st_rdev) != _LOOP_MAJOR:
+            raise LoopError(f"{path} is no loop device")
+        fcntl.ioctl(fd, _LOOP_CLR_FD)
+    except OSError as error:
+        raise LoopError(f"cannot detach {path}: {error.strerror}") from error
+    finally:
+        os.close(fd)
 
 
 def devices(control: Control) -> list[Entry]:

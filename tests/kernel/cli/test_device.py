@@ -197,6 +197,15 @@ def test_a_malformed_table(empty: Cli, table: str) -> None:
     empty.fails(2, "device", "create", "bad", "--table", table)
 
 
+def test_what_is_no_loop_device_is_not_detached(empty: Cli, linear: str, scratch: Path) -> None:
+    path = empty("device", "create", "two", "--table", f"0 8 linear {linear} 0").strip()
+    (scratch / "file").touch()
+    for wrong in (path, str(scratch / "file")):
+        assert "no loop device" in empty.fails(1, "device", "detach", wrong)
+    assert "missing" in empty.fails(1, "device", "detach", "/dev/missing")
+    assert empty("device", "remove", "two") == ""
+
+
 def test_errors_name_the_device(empty: Cli) -> None:
     for verb in (("remove",), ("table",), ("status",), ("suspend",), ("resume",)):
         assert "missing" in empty.fails(1, "device", *verb, "missing")

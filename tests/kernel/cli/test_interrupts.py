@@ -6,6 +6,7 @@ import random
 import signal
 import sys
 import tarfile
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
@@ -56,6 +57,8 @@ def run_in_child(arguments: Sequence[str], report: Path, at: int | None) -> tupl
     if child == 0:
         status = 1
         try:
+            warnings.resetwarnings()  # pytest makes errors of those that users never see
+            warnings.simplefilter("ignore", ResourceWarning)
             sys.argv[1:] = arguments
             sys.settrace(counter := LineCounter(at))
             status = main()
