@@ -9,7 +9,7 @@ from typing import IO
 import attrs
 
 from thinpool.errors import ArchiveError, UnsafeArchive
-from thinpool.layer.limits import RATIO_FREE, Limits
+from thinpool.layer.limits import Limits
 from thinpool.layer.zstdframes import MAGIC as ZSTD_MAGIC
 from thinpool.layer.zstdframes import decompress_zstd, is_skippable
 from thinpool.units import human_size
@@ -60,7 +60,7 @@ class Source:
         total = 0
         for piece in decompressed:
             total += len(piece)
-            if total > RATIO_FREE and total > self.limits.ratio * self.size:
+            if total > self.limits.ratio_from and total > self.limits.ratio * self.size:
                 grown = f"{human_size(self.size)} of archive expand to more than {human_size(total)}"
                 raise UnsafeArchive(f"{grown}: beyond the limit of {self.limits.ratio} to 1")
             if not self._plain:

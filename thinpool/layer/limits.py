@@ -2,10 +2,7 @@
 
 import attrs
 
-from thinpool.units import MIB, TIB
-
-RATIO_FREE = 1024 * MIB
-"""Bytes that an archive may expand to, whatever its ratio."""
+from thinpool.units import GIB, MIB, TIB
 
 
 @attrs.frozen
@@ -17,7 +14,8 @@ class Limits:
     Attributes:
         entries: entries in the archive.
         size: bytes of all files together, holes included.
-        ratio: uncompressed bytes for each compressed one, from 1 GiB on (deflate reaches 1030).
+        ratio: uncompressed bytes for each compressed one (deflate reaches 1030).
+        ratio_from: uncompressed bytes from which on the ratio counts.
         path_length: bytes of one path, or of a link's target.
         header_size: bytes of extended headers of one entry, and of a sparse file's map.
         window_size: bytes of memory that a decompressor may take.
@@ -26,6 +24,7 @@ class Limits:
     entries: int = 20_000_000
     size: int = TIB
     ratio: int = 2000
+    ratio_from: int = GIB
     path_length: int = MIB // 2
     header_size: int = MIB
     window_size: int = 68 * MIB
