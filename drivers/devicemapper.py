@@ -18,7 +18,15 @@ import attrs
 from thinpool.dm import Control
 from thinpool.dm.device import device_path
 from thinpool.drivers.base import INTENT, Context, DriverStatus, HandleTaken, Storage
-from thinpool.errors import ConfigError, DriverUnsupported, LayerInUse, MountError, NotPermitted, PoolFailed
+from thinpool.errors import (
+    ConfigError,
+    DeviceMapperError,
+    DriverUnsupported,
+    LayerInUse,
+    MountError,
+    NotPermitted,
+    PoolFailed,
+)
 from thinpool.filesystem import mounts, syscalls
 from thinpool.filesystem.formats import FileSystem, file_system, make_base
 from thinpool.filesystem.mounts import MountEntry
@@ -123,7 +131,7 @@ class Devicemapper:
     @property
     def options(self) -> Mapping[str, str]:
         """The options in force, in canonical text."""
-        return self._settings.to_mapping()
+        return self._settings.in_force()
 
     @property
     def shares_handles(self) -> bool:
@@ -191,7 +199,7 @@ class Devicemapper:
     def create(self, handle: int, parent: Storage | None, size: int | None) -> int:
         """Snapshot the parent, or the base, and grow the copy's file system where a size asks for it."""
         origin = parent or self._base
-        self._snap(handle, origin.handle)
+        self._snap(handle, origin)
         if size is None or size <= origin.size:
             return origin.size
         grown = Storage(handle, size // _PAGE * _PAGE, immutable=False)
@@ -202,11 +210,11 @@ class Devicemapper:
 
     def snapshot(self, handle: int, active: Storage) -> None:
         """Snapshot a layer, frozen for the moment if it is in use."""
-        self._snap(handle, active.handle)
+        self._snap(handle, active)
 
-    def _snap(self, handle: int, origin: int) -> None:
+    def _snap(self, handle: int, origin: Storage) -> None:
         try:
-            self._pool.create_snap(handle, origin)
+            self._pool.create_snap(handle, origin.handle, quiesce=not origin.immutable)
         except ThinIdTaken as error:
             raise HandleTaken from error
 
@@ -221,7 +229,9 @@ class Devicemapper:
             syscalls.syncfs(root)
 
     def delete(self, handle: int) -> bool:
-        """Deactivate and delete a thin device."""
+        """Delete a thin device, deactivated first where it is active."""
+        with suppress(DeviceMapperError):  # busy, as a rule
+            return self._pool.delete(handle)
         if not self._pool.deactivate_thin(handle):
             raise LayerInUse(f"device {self._pool.thin_name(handle)} is in use by another process")
         return self._pool.delete(handle)

@@ -3,7 +3,7 @@
 import errno
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import IO
 
 import attrs
@@ -26,7 +26,7 @@ def derive(
     Steps: storage with a reserved handle; one durable record that names it.
     """
     session.ready()
-    with session.writer() as mark:
+    with session.writer() as mark, session.state.transaction():
         session.refuse_taken(name)
         above = session.parent(parent)
         if above is not None and size is not None and size < above.size:
@@ -51,7 +51,7 @@ def commit(session: Session, name: str, active: str, labels: Mapping[str, str] |
     record = session.record(active)
     if record.kind is Kind.ACTIVE:
         session.driver.flush(storage(record))
-    with session.writer() as mark:
+    with session.writer() as mark, session.state.transaction():
         session.refuse_taken(name)
         record = session.record(active)
         if record.kind is not Kind.ACTIVE:
@@ -79,16 +79,21 @@ def remove(session: Session, name: str) -> None:
     """
     session.ready()
     with session.writer() as mark:
-        record = session.record(name)
-        session.refuse_children(record)
-        with session.locks.layer(record.handle):
-            if not session.driver.release(record.handle):
-                where = targets(session, record.handle)
-                users = f"mounted on {', '.join(map(str, where))}" if where else "open or mounted by another process"
-                raise LayerInUse(f"layer {name} is {users}", hint=f"thinpool umount {name}")
-            mark.begin()
-            session.state.doom(record.handle)
-            recovery.sweep(session.state, session.driver, record)
+        with session.state.transaction():
+            record = session.record(name)
+            session.refuse_children(record)
+            with session.locks.layer(record.handle):
+                _refuse_use(session, record)
+                mark.begin()
+                session.state.doom(record.handle)
+        recovery.sweep(session.state, session.driver, record)
+
+
+def _refuse_use(session: Session, record: LayerRecord) -> None:
+    if not session.driver.release(record.handle):
+        where = targets(session, record.handle)
+        users = f"mounted on {', '.join(map(str, where))}" if where else "open or mounted by another process"
+        raise LayerInUse(f"layer {record.name} is {users}", hint=f"thinpool umount {record.name}")
 
 
 def fill(
@@ -143,26 +148,17 @@ def _begin(
     session: Session, name: str, parent: str | None, labels: Mapping[str, str] | None
 ) -> tuple[LayerRecord, int]:
     """New storage that an import fills, and the descriptor that holds its lock until the import is done."""
-    with session.writer() as mark:
-        session.refuse_taken(name)
-        above = session.parent(parent)
-        mark.begin()
-        handle, size = session.create(above, None)
-        record = session.new_record(
-            handle,
-            name,
-            above,
-            Kind.COMMITTED,
-            size=size,
-            phase="filling",
-            labels=labels,
-        )
-        lock = session.locks.try_layer(handle)
-        if lock is None:
-            raise LayerInUse(f"storage number {handle} is held by another process")
-        try:
+    with ExitStack() as undo:
+        with session.writer() as mark, session.state.transaction():
+            session.refuse_taken(name)
+            above = session.parent(parent)
+            mark.begin()
+            handle, size = session.create(above, None)
+            lock = session.locks.try_layer(handle)
+            if lock is None:
+                raise LayerInUse(f"storage number {handle} is held by another process")
+            undo.callback(os.close, lock)
+            record = session.new_record(handle, name, above, Kind.COMMITTED, size=size, phase="filling", labels=labels)
             session.state.add(record)
-        except BaseException:
-            os.close(lock)
-            raise
+        undo.pop_all()
     return record, lock

@@ -142,7 +142,7 @@ class Session:
     def _allot(self) -> int:
         handle = self.state.allot()
         if self.driver.shares_handles:
-            self.state.put(INTENT, str(handle))
+            self.state.put_now({INTENT: str(handle)})
         return handle
 
     def new_record(

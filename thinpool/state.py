@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 import attrs
 
-from thinpool.errors import LayerExists, PoolFull, StateError
+from thinpool.errors import LayerExists, PoolFull, StateError, ThinPoolError
 from thinpool.model import Kind, Layer
 
 SCHEMA_VERSION = 1
@@ -138,6 +138,7 @@ class State:
         self._pid = os.getpid()
         self._database = self._connect()
         self._inherited: sqlite3.Connection | None = None
+        self._gone: list[int] = []
 
     def _connect(self) -> sqlite3.Connection:
         with _explained(self._path):
@@ -167,10 +168,14 @@ class State:
             )
 
     def close(self) -> None:
-        """Close the database; every change is durable already."""
+        """Close the database; what matters of every change is durable already."""
         with self._mutex:
-            if self._pid == os.getpid():
-                self._database.close()
+            if self._pid != os.getpid():
+                return
+            if self._gone:
+                with suppress(ThinPoolError), self._transaction():
+                    pass
+            self._database.close()
 
     @property
     def exists(self) -> bool:
@@ -199,6 +204,16 @@ class State:
         with self._transaction() as database:
             _put(database, key, value)
 
+    def put_now(self, values: Mapping[str, str]) -> None:
+        """Keep values durably before this returns, also in the middle of a transaction, which is cut in two here."""
+        inside = self._connection().in_transaction
+        with self._transaction() as database:
+            for key, value in values.items():
+                _put(database, key, value)
+            if inside:
+                database.execute("COMMIT")
+                database.execute("BEGIN IMMEDIATE")
+
     # -- handles
 
     def allot(self) -> int:
@@ -218,9 +233,7 @@ class State:
                 taken = self._has(handle)
             if handle >= reserved:
                 reserved = min(handle + _RANGE, HANDLE_LIMIT)
-                with self._transaction() as database:
-                    _put(database, "next_handle", str(handle))
-                    _put(database, "reserved_handle", str(reserved))
+                self.put_now({"next_handle": str(handle), "reserved_handle": str(reserved)})
             if not taken:
                 return handle
             handle += 1
@@ -329,17 +342,12 @@ class State:
             _doom(database, handle)
 
     def forget(self, handle: int) -> None:
-        """Drop the row of storage that is gone.
+        """Drop the row of storage that is gone, with the next change or when the database is closed.
 
-        Not synced: where a power cut undoes it, the row is found doomed again, and its storage gone.
+        Where that never comes, the row is found doomed again, and its storage gone.
         """
         with self._mutex:
-            database = self._connection()
-            database.execute("PRAGMA synchronous = NORMAL")
-            try:
-                self._change("DELETE FROM layers WHERE handle = ?", handle)
-            finally:
-                database.execute("PRAGMA synchronous = FULL")
+            self._gone.append(handle)
 
     # -- the database
 
@@ -361,13 +369,26 @@ class State:
             database.execute(statement, values)
 
     @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Make everything that is read and changed in the block one transaction, durable at its end."""
+        with self._transaction():
+            yield
+
+    @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         database = self._connection()
         with self._mutex, _explained(self._path):
+            if database.in_transaction:
+                yield database
+                return
             database.execute("BEGIN IMMEDIATE")
             try:
+                gone = len(self._gone)
+                if gone:
+                    database.executemany("DELETE FROM layers WHERE handle = ?", [(handle,) for handle in self._gone])
                 yield database
                 database.execute("COMMIT")
+                del self._gone[:gone]
             except BaseException:
                 with suppress(sqlite3.Error):
                     database.execute("ROLLBACK")

@@ -67,7 +67,40 @@ def test_a_doomed_layer_gives_its_name_free(state: State) -> None:
     assert not state.is_taken("base")
     assert [record.handle for record in state.unfinished()] == [1]
     state.forget(1)
+    state.put("anything", "next change")
     assert state.unfinished() == []
+
+
+def test_what_is_forgotten_goes_at_the_latest_when_the_records_are_closed(tmp_path: Path, state: State) -> None:
+    state.add(RECORD)
+    state.doom(1)
+    state.forget(1)
+    state.close()
+    again = State(tmp_path / "store.db")
+    assert again.unfinished() == []
+    again.close()
+
+
+def test_a_transaction_holds_wholly_or_not_at_all(state: State) -> None:
+    with pytest.raises(ZeroDivisionError), state.transaction():
+        state.add(RECORD)
+        state.put("a", "b")
+        raise ZeroDivisionError
+    assert state.layers() == []
+    assert state.get("a") is None
+    with state.transaction():
+        state.add(RECORD)
+        assert state.layer("base") == RECORD
+    assert state.layer("base") == RECORD
+
+
+def test_what_must_be_durable_now_stays_when_the_transaction_does_not(state: State) -> None:
+    with pytest.raises(ZeroDivisionError), state.transaction():
+        state.put_now({"intent": "7"})
+        state.add(RECORD)
+        raise ZeroDivisionError
+    assert state.get("intent") == "7"
+    assert state.layers() == []
 
 
 def test_a_committed_copy_replaces_the_active_layer(state: State) -> None:

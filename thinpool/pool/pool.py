@@ -238,11 +238,17 @@ class ThinPool:
         """Make an empty thin device."""
         self._message(f"create_thin {thin_id}")
 
-    def create_snap(self, thin_id: int, origin: int) -> None:
-        """Make a snapshot of a thin device; one in use is suspended for it, which freezes its file system."""
+    def create_snap(self, thin_id: int, origin: int, *, quiesce: bool) -> None:
+        """Make a snapshot of a thin device.
+
+        Args:
+            thin_id: the snapshot's number.
+            origin: the number of the device to copy.
+            quiesce: suspend the origin for the moment, if it is active, which freezes its file system; needed where
+                anybody can write to it.
+        """
         name = self.thin_name(origin)
-        info = self._info(name)
-        if info is None:
+        if not quiesce or self._info(name) is None:
             self._message(f"create_snap {thin_id} {origin}")
             return
         with suspended(self._control, name):
