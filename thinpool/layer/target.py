@@ -113,29 +113,18 @@ class Target:
         """
         above, _, name = path.rpartition(b"/")
         parent = self.directory(above, owner.mtime_ns)
-        new = self._mkdir(parent, name, owner)
-        if new:
+        if self._mkdir(parent, name, owner):
+            return self._take_new(path, parent, owner), True
+        try:
             fd = os.open(name, DIRECTORY, dir_fd=parent.fd)
+        except OSError as error:
+            if error.errno not in _NOT_A_DIRECTORY:
+                raise
         else:
-            try:
-                fd = os.open(name, DIRECTORY, dir_fd=parent.fd)
-            except OSError as error:
-                if error.errno not in _NOT_A_DIRECTORY:
-                    raise
-                self.clear(parent, name)
-                new = self._mkdir(parent, name, owner)
-                fd = os.open(name, DIRECTORY, dir_fd=parent.fd)
-        if new:
-            self._adjust(fd, parent, owner)
-        inode = os.fstat(fd).st_ino
-        if self._own is not None:
-            self._own.add(inode)
-        self.times.add(path, inode, owner.mtime_ns)
-        old = self._open.pop(path, None)
-        if old is not None:
-            os.close(old.fd)
-        directory = Directory(fd) if new else self._describe(fd)
-        return self._keep(path, directory), new
+            return self._note(path, self._describe(fd), owner), False
+        self.clear(parent, name)
+        self._mkdir(parent, name, owner)
+        return self._take_new(path, parent, owner), True
 
     def changed(self, path: bytes, directory: Directory, *, setgid: bool, acl: bool) -> None:
         """Note what entries of a directory will inherit from now on."""
@@ -272,9 +261,32 @@ class Target:
             try:
                 directory = self.directory(part)
             except FileNotFoundError:
-                directory, _ = self.make(part, owner)
+                directory = self._make_implied(part, owner)
             position = end + 1
         return directory
+
+    def _make_implied(self, path: bytes, owner: Owner) -> Directory:
+        above, _, name = path.rpartition(b"/")
+        parent = self.directory(above)
+        if not self._mkdir(parent, name, owner):
+            raise ArchiveError(f"{shown(path)} is a link to nowhere, and entries of the archive lie in it")
+        return self._take_new(path, parent, owner)
+
+    def _take_new(self, path: bytes, parent: Directory, owner: Owner) -> Directory:
+        fd = os.open(path.rpartition(b"/")[2], DIRECTORY, dir_fd=parent.fd)
+        self._adjust(fd, parent, owner)
+        return self._note(path, Directory(fd), owner)
+
+    def _note(self, path: bytes, directory: Directory, owner: Owner) -> Directory:
+        """Remember a directory that the archive has: that it is the archive's, what its time is to be, where it is."""
+        inode = os.fstat(directory.fd).st_ino
+        if self._own is not None:
+            self._own.add(inode)
+        self.times.add(path, inode, owner.mtime_ns)
+        old = self._open.pop(path, None)
+        if old is not None:
+            os.close(old.fd)
+        return self._keep(path, directory)
 
     def _mkdir(self, parent: Directory, name: bytes, owner: Owner) -> bool:
         try:
