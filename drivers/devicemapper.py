@@ -31,6 +31,7 @@ from thinpool.filesystem import mounts, syscalls
 from thinpool.filesystem.formats import FileSystem, file_system, make_base
 from thinpool.filesystem.mounts import MountEntry
 from thinpool.metadata import Books, read_books
+from thinpool.metadata.snapshot import metadata_snapshot
 from thinpool.model import Usage
 from thinpool.pool import PoolIdentity, PoolOptions, ThinIdTaken, ThinPool, reconcile
 from thinpool.pool.backing import FILES
@@ -316,7 +317,8 @@ class Devicemapper:
                 for handle, parent in layers
             }
 
-        return read_books(self._pool.metadata_device(), count)
+        with self._pool.open_metadata() as device:
+            return read_books(device, count, pinned=lambda: metadata_snapshot(self._control, self._pool.name))
 
     def handle_of(self, entry: MountEntry) -> int | None:
         """The thin id behind a mount of one of our devices."""

@@ -136,13 +136,11 @@ class Store:
             LayerNotFound: there is none of that name.
             PoolFailed: the pool's books cannot be read.
         """
-        self._session.ready()
         record = self._session.record(name)
         return self._session.driver.usages([(record.handle, record.parent)])[record.handle]
 
     def usages(self) -> Mapping[str, Usage]:
         """What every layer occupies, by name, in one reading of the driver's books."""
-        self._session.ready()
         records = self._session.state.layers()
         found = self._session.driver.usages([(record.handle, record.parent) for record in records])
         return {record.name or "": found[record.handle] for record in records}

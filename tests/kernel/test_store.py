@@ -343,7 +343,9 @@ def test_everything_is_there_after_down_and_up(debian: Store) -> None:
     debian.prepare("work", "debian")
     debian.mount("work")
     root, options = debian.root, debian.info().options
+    usage = debian.usages()
     debian.down()
+    assert debian.usages() == usage
     info = debian.info()
     assert info.pool is not None
     assert info.pool.mode == "inactive"

@@ -9,7 +9,8 @@ import errno
 import json
 import os
 import uuid
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Self
 
@@ -335,11 +336,16 @@ class ThinPool:
             block_size=self.options.blocksize,
         )
 
-    def metadata_device(self) -> Path:
-        """The device that the active pool's metadata is on."""
-        target = self._control.table(self.name)[0].target
-        assert isinstance(target, ThinPoolTarget)
-        return _node(target.metadata)
+    @contextmanager
+    def open_metadata(self) -> Iterator[Path]:
+        """The device that the metadata is on, for reading; an inactive pool stays so."""
+        if self.is_foreign or self._info(self.name) is not None:
+            target = self._control.table(self.name)[0].target
+            assert isinstance(target, ThinPoolTarget)
+            yield _node(target.metadata)
+            return
+        with open_backing(self._directory, self.options) as backing:
+            yield backing.metadata
 
     def _info(self, name: str) -> DeviceInfo | None:
         try:
