@@ -1,98 +1,46 @@
 """The options of a thin pool: Docker's names, one definition each, with the kernel's limits.
 
-`PoolOptions.parse` reads them, `to_mapping` gives their canonical text (what is recorded), `reconcile` compares
-recorded ones with those that a later open names.
+`PoolOptions.parse` reads them, `in_force` gives the canonical text of those that mean something for the pool (what is
+recorded and shown), `reconcile` compares recorded ones with those that a later open names.
 """
 
 import difflib
-from collections.abc import Callable, Mapping
+import enum
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Self
 
 import attrs
 
 from thinpool.errors import ConfigError
-from thinpool.units import GIB, KIB, MIB, SECTOR, format_size, parse_size
+from thinpool.pool import values
+from thinpool.units import GIB, KIB, MIB
 
 BLOCK_SIZE_STEP = 64 * KIB  # DATA_DEV_BLOCK_SIZE_MIN_SECTORS, drivers/md/dm-thin.c
 BLOCK_SIZE_MAX = GIB  # DATA_DEV_BLOCK_SIZE_MAX_SECTORS
 METADATA_MIN = 2 * MIB
 METADATA_MAX = 16 * GIB  # THIN_METADATA_MAX_SECTORS, drivers/md/dm-thin-metadata.h, rounded up
-_TRUE = frozenset({"true", "1", "yes", "on"})
-_FALSE = frozenset({"false", "0", "no", "off"})
+METADATA_STEP = 4 * KIB
+_DRIVERS = {"btrfs": "btrfs", "overlay": "overlay", "aufs": "aufs"}
 
 
-class _Refused(ValueError):
-    """A value that an option does not accept; the text says what it accepts."""
+class Way(enum.Enum):
+    """What a pool lies on."""
+
+    FILES = "loop files"
+    DEVICES = "block devices"
+    FOREIGN = "a pool made elsewhere"
 
 
-def _size(least: int, most: int | None = None, step: int = SECTOR) -> Callable[[str], int]:
-    limit = f"at least {format_size(least)}" + (f", at most {format_size(most)}" if most else "")
-    limit += f", in steps of {format_size(step)}" if step > SECTOR else ""
+class Later(enum.Enum):
+    """What an open after the first may do to an option."""
 
-    def read(text: str) -> int:
-        try:
-            size = parse_size(text)
-        except ConfigError:
-            size = -1
-        if size < least or (most is not None and size > most) or size % step:
-            raise _Refused(f"a size as in 10G: {limit}")
-        return size
-
-    return read
+    CHANGE = "change"
+    GROW = "grow"
+    KEEP = "keep"
 
 
-def _percent(least: int, most: int) -> Callable[[str], int]:
-    def read(text: str) -> int:
-        digits = text.removesuffix("%")
-        if not (digits.isascii() and digits.isdigit() and len(digits) <= 3 and least <= int(digits) <= most):
-            raise _Refused(f"a percentage from {least} to {most}")
-        return int(digits)
-
-    return read
-
-
-def _truth(text: str) -> bool:
-    if text.lower() in _TRUE | _FALSE:
-        return text.lower() in _TRUE
-    raise _Refused("true or false")
-
-
-def _choice(*words: str) -> Callable[[str], str]:
-    def read(text: str) -> str:
-        if text not in words:
-            raise _Refused(" or ".join(words))
-        return text
-
-    return read
-
-
-def _device(text: str) -> str | None:
-    if text and not text.startswith("/"):
-        raise _Refused("the absolute path of a block device")
-    return text or None
-
-
-def _pool_device(text: str) -> str | None:
-    return text.removeprefix("/dev/mapper/") or None
-
-
-def _plain(text: str) -> str:
-    return text
-
-
-def _show(value: object) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return "" if value is None else str(value)
-
-
-def _show_size(value: object) -> str:
-    assert isinstance(value, int)
-    return format_size(value)
-
-
-def _show_percent(value: object) -> str:
-    return f"{value}%"
+_EVERY = frozenset(Way)
+_OWN = frozenset({Way.FILES, Way.DEVICES})
 
 
 @attrs.frozen
@@ -101,9 +49,10 @@ class Option:
 
     Attributes:
         key: its name, as in `dm.basesize`.
-        read: text to value.
+        read: text to value; `thinpool.pool.values.Refused` where it is not accepted.
         show: value to canonical text.
         later: what a later open may do: `change` it, `grow` it, or `keep` it as it was.
+        ways: the kinds of pool that it means something for.
         help: one line for people.
     """
 
@@ -111,13 +60,22 @@ class Option:
     read: Callable[[str], Any]
     show: Callable[[object], str]
     later: str
+    ways: frozenset[Way]
     help: str
 
 
 def _option(
-    key: str, default: str, read: Callable[[str], Any], show: Callable[[object], str], later: str, text: str
+    default: str,
+    read: Callable[[str], Any],
+    show: Callable[[object], str],
+    later: Later,
+    text: str,
+    ways: Collection[Way] = _EVERY,
 ) -> Any:
-    return attrs.field(default=read(default), metadata={"option": Option(f"dm.{key}", read, show, later, text)})
+    return attrs.field(
+        default=read(default),
+        metadata={"option": Option("", read, show, later.value, frozenset(ways), text)},
+    )
 
 
 @attrs.frozen(kw_only=True)
@@ -125,93 +83,124 @@ class PoolOptions:
     """The options of one pool, parsed; sizes in bytes."""
 
     basesize: int = _option(
-        "basesize", "10G", _size(16 * MIB, None, 4 * KIB), _show_size, "grow", "size of a layer's file system"
+        "10G",
+        values.size(16 * MIB, None, 4 * KIB),
+        values.show_size,
+        Later.GROW,
+        "size of a layer's file system",
     )
     loopdatasize: int = _option(
-        "loopdatasize", "100G", _size(64 * MIB), _show_size, "grow", "size of the sparse data file"
+        "100G", values.size(64 * MIB), values.show_size, Later.GROW, "size of the sparse data file", {Way.FILES}
     )
     loopmetadatasize: int = _option(
-        "loopmetadatasize",
         "2G",
-        _size(METADATA_MIN, METADATA_MAX, 4 * KIB),
-        _show_size,
-        "grow",
+        values.size(METADATA_MIN, METADATA_MAX, METADATA_STEP),
+        values.show_size,
+        Later.GROW,
         "size of the sparse metadata file",
+        {Way.FILES},
     )
-    datadev: str | None = _option("datadev", "", _device, _show, "keep", "block device for the pool's data")
-    metadatadev: str | None = _option("metadatadev", "", _device, _show, "keep", "block device for the pool's metadata")
+    datadev: str | None = _option(
+        "", values.device, values.show, Later.KEEP, "block device for the pool's data", {Way.DEVICES}
+    )
+    metadatadev: str | None = _option(
+        "", values.device, values.show, Later.KEEP, "block device for the pool's metadata", {Way.DEVICES}
+    )
     thinpooldev: str | None = _option(
-        "thinpooldev", "", _pool_device, _show, "keep", "a pool made elsewhere, e.g. by LVM"
+        "", values.pool_device, values.show, Later.KEEP, "a pool made elsewhere, e.g. by LVM", {Way.FOREIGN}
     )
     blocksize: int = _option(
-        "blocksize",
         "64K",
-        _size(BLOCK_SIZE_STEP, BLOCK_SIZE_MAX, BLOCK_SIZE_STEP),
-        _show_size,
-        "keep",
+        values.size(BLOCK_SIZE_STEP, BLOCK_SIZE_MAX, BLOCK_SIZE_STEP),
+        values.show_size,
+        Later.KEEP,
         "the pool's data block size",
+        _OWN,
     )
-    fs: str = _option("fs", "ext4", _choice("ext4", "xfs"), _show, "keep", "file system of the layers: ext4 or xfs")
-    mkfsarg: str = _option("mkfsarg", "", _plain, _show, "keep", "more arguments for mkfs")
+    fs: str = _option(
+        "ext4", values.choice("ext4", "xfs"), values.show, Later.KEEP, "file system of the layers: ext4 or xfs"
+    )
+    mkfsarg: str = _option("", values.words, values.show, Later.KEEP, "more arguments for mkfs")
     mountopt: str = _option(
-        "mountopt", "", _plain, _show, "change", "more mount options of the layers, comma-separated"
+        "", values.mount_options, values.show, Later.CHANGE, "more mount options of the layers, comma-separated"
     )
     blkdiscard: bool = _option(
-        "blkdiscard", "true", _truth, _show, "change", "give a removed layer's blocks back to the device below"
+        "true", values.truth, values.show, Later.CHANGE, "give a removed layer's blocks back to the device below"
     )
     min_free_space: int = _option(
-        "min_free_space", "10%", _percent(0, 99), _show_percent, "change", "free space below which nothing new is begun"
+        "10%",
+        values.percent(0, 99),
+        values.show_percent,
+        Later.CHANGE,
+        "free space below which nothing new is begun",
     )
     use_deferred_removal: bool = _option(
-        "use_deferred_removal", "true", _truth, _show, "change", "a device in use goes when its last user lets go"
+        "true", values.truth, values.show, Later.CHANGE, "a device in use goes when its last user lets go"
     )
     use_deferred_deletion: bool = _option(
-        "use_deferred_deletion",
         "true",
-        _truth,
-        _show,
-        "change",
+        values.truth,
+        values.show,
+        Later.CHANGE,
         "a removed layer in use is deleted when its last user lets go",
     )
     thinp_autoextend_threshold: int = _option(
-        "thinp_autoextend_threshold",
         "80",
-        _percent(1, 100),
-        _show,
-        "change",
+        values.percent(1, 100),
+        values.show,
+        Later.CHANGE,
         "percentage in use at which the pool is extended",
+        _OWN,
     )
     thinp_autoextend_percent: int = _option(
-        "thinp_autoextend_percent", "20", _percent(1, 999), _show, "change", "by how many percent it is extended"
+        "20", values.percent(1, 999), values.show, Later.CHANGE, "by how many percent it is extended", _OWN
     )
     error_if_no_space: bool = _option(
-        "error_if_no_space",
         "true",
-        _truth,
-        _show,
-        "change",
+        values.truth,
+        values.show,
+        Later.CHANGE,
         "a full pool fails writes at once instead of queueing them",
+        _OWN,
     )
 
     @classmethod
     def parse(cls, given: Mapping[str, str]) -> Self:
-        """Read options.
+        """Read options, with white space around a value ignored.
 
         Raises:
-            ConfigError: an unknown key, a value that is not accepted, or a pair that contradicts.
+            ConfigError: an unknown key, a value that is not accepted, or options that contradict each other.
         """
-        values: dict[str, Any] = {key.removeprefix("dm."): _read(key, text) for key, text in given.items()}
-        options = cls(**values)
-        _check_pairs(options, {key for key, text in given.items() if text})
+        options = cls(**_read(given))
+        _check_way(options, given)
+        _check_pair(options)
         return options
+
+    @property
+    def way(self) -> Way:
+        """What the pool lies on."""
+        if self.thinpooldev:
+            return Way.FOREIGN
+        return Way.DEVICES if self.datadev or self.metadatadev else Way.FILES
 
     def to_mapping(self) -> dict[str, str]:
         """All options in canonical text, defaults included."""
         return {option.key: option.show(getattr(self, name)) for name, option in _options().items()}
 
+    def in_force(self) -> dict[str, str]:
+        """The options that mean something for this pool, in canonical text; `parse` gives the same value back."""
+        return {
+            option.key: option.show(getattr(self, name))
+            for name, option in _options().items()
+            if self.way in option.ways
+        }
+
 
 def _options() -> dict[str, Option]:
-    return {field.name: field.metadata["option"] for field in attrs.fields(PoolOptions)}
+    return {
+        field.name: attrs.evolve(field.metadata["option"], key=f"dm.{field.name}")
+        for field in attrs.fields(PoolOptions)
+    }
 
 
 def describe() -> list[Option]:
@@ -219,39 +208,55 @@ def describe() -> list[Option]:
     return list(_options().values())
 
 
-def _read(key: str, text: str) -> object:
-    option = _options().get(key.removeprefix("dm.")) if key.startswith("dm.") else None
-    if option is None:
-        known = [option.key for option in describe()]
-        close = difflib.get_close_matches(key, known, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
-        raise ConfigError(f"unknown option {key!r} for the devicemapper driver", hint=hint)
-    try:
-        return option.read(text)
-    except _Refused as accepted:
-        raise ConfigError(f"{key}={text!r} is not accepted; it takes {accepted}") from accepted
+def _read(given: Mapping[str, str]) -> dict[str, Any]:
+    """Values by the name of their attribute."""
+    known = {option.key: name for name, option in _options().items()}
+    found = {}
+    for key, text in given.items():
+        if key not in known:
+            raise _unknown(key, list(known))
+        option = _options()[known[key]]
+        try:
+            found[known[key]] = option.read(text.strip())
+        except values.Refused as accepted:
+            raise ConfigError(f"{key}={text!r} is not accepted; it takes {accepted}") from accepted
+    return found
 
 
-def _check_pairs(options: PoolOptions, given: set[str]) -> None:
-    backings = {
-        "dm.thinpooldev": {"dm.thinpooldev"},
-        "dm.datadev and dm.metadatadev": {"dm.datadev", "dm.metadatadev"},
-        "dm.loopdatasize and dm.loopmetadatasize": {"dm.loopdatasize", "dm.loopmetadatasize"},
-    }
-    used = [(name, sorted(keys & given)) for name, keys in backings.items() if keys & given]
-    defaults = PoolOptions()
-    if options.loopdatasize == defaults.loopdatasize and options.loopmetadatasize == defaults.loopmetadatasize:
-        used = [entry for entry in used if not entry[0].startswith("dm.loop")] or used
-    if len(used) > 1:
-        named = " and ".join(", ".join(keys) for _, keys in used)
-        raise ConfigError(f"{named} contradict: a pool lies on loop files, on two block devices, or is made elsewhere")
+def _unknown(key: str, known: list[str]) -> ConfigError:
+    other = _DRIVERS.get(key.partition(".")[0])
+    if other is not None:
+        return ConfigError(f"option {key!r} is one of the {other} driver, not of devicemapper")
+    close = difflib.get_close_matches(key, known, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
+    return ConfigError(f"unknown option {key!r} for the devicemapper driver", hint=hint)
+
+
+def _check_way(options: PoolOptions, given: Mapping[str, str]) -> None:
+    """Refuse what was given and means nothing for the kind of pool."""
+    chosen = {
+        Way.FILES: "loop files",
+        Way.DEVICES: "dm.datadev and dm.metadatadev",
+        Way.FOREIGN: f"dm.thinpooldev={options.thinpooldev}",
+    }[options.way]
+    for option in describe():
+        if given.get(option.key, "").strip() and options.way not in option.ways:
+            raise ConfigError(
+                f"{option.key} contradicts {chosen}: it is for a pool on {_named(option.ways)}",
+                hint="a pool lies on loop files, on two block devices, or is made elsewhere",
+            )
+
+
+def _named(ways: Collection[Way]) -> str:
+    return " or ".join(way.value for way in Way if way in ways)
+
+
+def _check_pair(options: PoolOptions) -> None:
     if (options.datadev is None) != (options.metadatadev is None):
         have, miss = ("dm.datadev", "dm.metadatadev") if options.datadev else ("dm.metadatadev", "dm.datadev")
         raise ConfigError(f"{have} needs {miss} too: a pool has a data and a metadata device")
     if options.datadev is not None and options.datadev == options.metadatadev:
         raise ConfigError(f"dm.datadev and dm.metadatadev are both {options.datadev}; they must be two devices")
-    if options.thinpooldev and "dm.blocksize" in given and options.blocksize != defaults.blocksize:
-        raise ConfigError("dm.blocksize contradicts dm.thinpooldev: that pool has its own block size")
 
 
 def reconcile(recorded: PoolOptions, given: Mapping[str, str]) -> PoolOptions:
@@ -260,15 +265,22 @@ def reconcile(recorded: PoolOptions, given: Mapping[str, str]) -> PoolOptions:
     Raises:
         ConfigError: one of them cannot be changed any more (or only be grown), with the key, both values and why.
     """
-    merged = recorded.to_mapping() | dict(given)
-    new = PoolOptions.parse(merged)
-    for name, option in _options().items():
-        before, after = getattr(recorded, name), getattr(new, name)
-        if before == after or option.key not in given:
-            continue
-        shown = f"{option.key} is {option.show(before)} in this store, and {option.show(after)} was given"
-        if option.later == "keep":
-            raise ConfigError(f"{shown}; it is fixed when a store is made")
-        if option.later == "grow" and after < before:
-            raise ConfigError(f"{shown}; it can only grow")
+    new = attrs.evolve(recorded, **_read(given))
+    changed = [
+        (option, before, after)
+        for name, option in _options().items()
+        if (before := getattr(recorded, name)) != (after := getattr(new, name))
+    ]
+    for option, before, after in changed:
+        if option.later == Later.KEEP.value:
+            raise ConfigError(f"{_difference(option, before, after)}; it is fixed when a store is made")
+    _check_way(new, given)
+    for option, before, after in changed:
+        if option.later == Later.GROW.value and after < before:
+            raise ConfigError(f"{_difference(option, before, after)}; it can only grow")
     return new
+
+
+def _difference(option: Option, before: object, after: object) -> str:
+    was, wanted = (option.show(value) or "not set" for value in (before, after))
+    return f"{option.key} is {was} in this store, and {wanted} was given"
