@@ -140,10 +140,11 @@ def devices(control: Control) -> list[Entry]:
 
 
 def thin_device(control: Control, pool: str, thin_id: int) -> Entry | None:
-    """The active device with a number in a pool; None where none is active."""
-    info = control.info(pool)
-    for entry in devices(control):
-        if entry.thin is not None and entry.thin.thin_id == thin_id and entry.thin.pool == f"{info.major}:{info.minor}":
+    """The active device with a number in a pool; None where none is active, or the pool is not."""
+    entries = devices(control)
+    pools = {f"{entry.info.major}:{entry.info.minor}" for entry in entries if entry.name == pool}
+    for entry in entries:
+        if entry.thin is not None and entry.thin.thin_id == thin_id and entry.thin.pool in pools:
             return entry
     return None
 

@@ -276,3 +276,15 @@ def test_any_file_name_is_shown_exactly(with_base: Cli, scratch: Path) -> None:
 def test_a_bigger_layer(with_base: Cli) -> None:
     assert with_base.json("prepare", "big", "base", "--size", "1G")["size"] == 1 << 30
     assert "size" in with_base.fails(2, "prepare", "small", "base", "--size", "64M")
+
+
+def test_layer_names_are_completed(with_base: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    cli = with_base
+    cli("prepare", "job-1", "base")
+    cli("prepare", "job-2", "base")
+    monkeypatch.setenv("_THINPOOL_COMPLETE", "bash_complete")
+    for typed, meant in (("jo", ["job-1", "job-2"]), ("b", ["base"]), ("x", [])):
+        words = f"thinpool --root {cli.root} stat {typed}"
+        monkeypatch.setenv("COMP_WORDS", words)
+        monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
+        assert cli().split() == [f"plain,{name}" for name in meant]

@@ -242,6 +242,8 @@ def test_devices_of_a_store_are_left_alone(with_base: Cli, scratch: Path) -> Non
     assert shown["active"] is True
     cli("umount", "base")
     assert cli.json("device", "id", str(thin["thin_id"]))["active"] is False
+    cli("down")
+    assert cli.json("device", "id", str(thin["thin_id"]))["path"] is None
 
 
 def test_json_of_a_message(empty: Cli, scratch: Path) -> None:
