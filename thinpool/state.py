@@ -288,8 +288,9 @@ class State:
         return int(self._rows("SELECT count(*) FROM layers WHERE phase = 'ready'")[0][0])
 
     def unfinished(self) -> list[LayerRecord]:
-        """The rows that are being filled or are to be deleted."""
-        return [_record(row) for row in self._rows(f"{_COLUMNS} WHERE layers.phase IN ('filling', 'doomed')")]
+        """The layers that are being filled, and the storage that is still to be deleted."""
+        rows = self._rows(f"{_COLUMNS} WHERE layers.phase IN ('filling', 'doomed')")
+        return [record for record in map(_record, rows) if record.handle not in self._gone]
 
     def children(self, handle: int) -> list[str]:
         """The names of a layer's children, those that are being filled included."""

@@ -67,8 +67,9 @@ def test_a_doomed_layer_gives_its_name_free(state: State) -> None:
     assert not state.is_taken("base")
     assert [record.handle for record in state.unfinished()] == [1]
     state.forget(1)
-    state.put("anything", "next change")
     assert state.unfinished() == []
+    state.put("anything", "next change")
+    assert state.by_handle(1) is None
 
 
 def test_what_is_forgotten_goes_at_the_latest_when_the_records_are_closed(tmp_path: Path, state: State) -> None:
