@@ -51,6 +51,11 @@ _COLUMNS = (
     " layers.updated, layers.size, layers.labels FROM layers LEFT JOIN layers AS up ON up.handle = layers.parent"
 )
 
+_DESCENDS = (
+    "WITH RECURSIVE above (handle) AS (SELECT parent FROM layers WHERE handle = ?"
+    " UNION ALL SELECT layers.parent FROM layers JOIN above ON layers.handle = above.handle)"
+    " SELECT 1 FROM above WHERE handle = ?"
+)
 _NEXT = (
     "SELECT next.value, reserved.value, EXISTS (SELECT 1 FROM layers WHERE handle = CAST(next.value AS INTEGER))"
     " FROM meta AS next, meta AS reserved WHERE next.key = 'next_handle' AND reserved.key = 'reserved_handle'"
@@ -291,6 +296,10 @@ class State:
         """The layers that are being filled, and the storage that is still to be deleted."""
         rows = self._rows(f"{_COLUMNS} WHERE layers.phase IN ('filling', 'doomed')")
         return [record for record in map(_record, rows) if record.handle not in self._gone]
+
+    def descends(self, handle: int, ancestor: int) -> bool:
+        """Whether a layer has another one among its ancestors."""
+        return bool(self._rows(_DESCENDS, handle, ancestor))
 
     def children(self, handle: int) -> list[str]:
         """The names of a layer's children, those that are being filled included."""

@@ -20,6 +20,7 @@ from thinpool.pool.health import PoolStatus
 from thinpool.root import DEFAULT
 from thinpool.sandbox import run_in
 from thinpool.session import Session
+from thinpool.state import LayerRecord
 from thinpool.units import parse_size
 
 if TYPE_CHECKING:
@@ -298,8 +299,8 @@ class Store:
             raise DriverUnsupported(f"the {self.driver} driver has no fast comparison", hint="use method auto or walk")
         from thinpool.layer.changes import walk  # noqa: PLC0415 - only where trees are compared
 
-        with self._trees(name, base) as (older, newer):
-            return Changes(tuple(walk(older, newer)), "walk")
+        with self._trees(name, base) as trees:
+            return Changes(tuple(walk(trees.older, trees.newer, settled_ns=trees.settled_ns)), "walk")
 
     def export_layer(
         self,
@@ -325,9 +326,9 @@ class Store:
         from thinpool.layer.archive import write_layer  # noqa: PLC0415 - only where trees are compared
         from thinpool.layer.changes import walk  # noqa: PLC0415
 
-        with self._trees(name, base) as (older, newer):
-            changes = walk(older, newer)
-            return write_layer(fileobj, older, newer, changes, compress=compress, progress=progress)
+        with self._trees(name, base) as trees:
+            changes = walk(trees.older, trees.newer, settled_ns=trees.settled_ns)
+            return write_layer(fileobj, trees.older, trees.newer, changes, compress=compress, progress=progress)
 
     def import_layer(
         self,
@@ -395,15 +396,36 @@ class Store:
             keep_options(self._session.state, driver)
 
     @contextmanager
-    def _trees(self, name: str, base: str | None) -> Iterator[tuple[int | None, int]]:
-        """The older and the newer tree as open directories; the older one is None for an empty tree."""
+    def _trees(self, name: str, base: str | None) -> Iterator["_Trees"]:
         session = self._session
         session.ready()
-        record = session.record(name)
-        older = record.parent_name if base is None else session.record(base).name
-        with ExitStack() as open_trees:
-            before = None if older is None else open_trees.enter_context(mounting.looked_into(session, older))
-            yield before, open_trees.enter_context(mounting.looked_into(session, name))
+        newer = session.record(name)
+        older = session.record(base) if base is not None else _parent_of(session, newer)
+        settled = None
+        if older is not None and session.state.descends(newer.handle, older.handle):
+            settled = older.created
+        with ExitStack() as looks:
+            before = None if older is None else looks.enter_context(mounting.looked_into(session, older.name or ""))
+            yield _Trees(before, looks.enter_context(mounting.looked_into(session, name)), settled)
+
+
+@attrs.frozen
+class _Trees:
+    """Two layers, open for comparison.
+
+    Attributes:
+        older: root directory of the older one, None for an empty tree.
+        newer: root directory of the newer one.
+        settled_ns: when the older one was complete, if the newer one descends from it.
+    """
+
+    older: int | None
+    newer: int
+    settled_ns: int | None
+
+
+def _parent_of(session: Session, record: LayerRecord) -> LayerRecord | None:
+    return None if record.parent_name is None else session.record(record.parent_name)
 
 
 def _bytes(size: int | str | None) -> int | None:

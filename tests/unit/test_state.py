@@ -40,6 +40,12 @@ def test_records_come_back(state: State) -> None:
     assert state.layer("child") == attrs.evolve(child, parent_name="base")
     assert [record.name for record in state.layers()] == ["base", "child"]
     assert state.children(1) == ["child"]
+    state.add(attrs.evolve(RECORD, handle=3, name="grandchild", parent=2))
+    assert state.descends(3, 1)
+    assert state.descends(3, 2)
+    assert not state.descends(3, 3)
+    assert not state.descends(1, 3)
+    state.doom(3)
     assert state.count() == 2
 
 
