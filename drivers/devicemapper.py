@@ -64,8 +64,7 @@ class DevicemapperType:
             return "needs root, to control devices"
         try:
             with Control() as control:
-                if "thin-pool" not in {version.name for version in control.target_versions()}:
-                    return "this kernel has no thin-pool target (module dm_thin_pool)"
+                control.require_target("thin-pool")
         except (DriverUnsupported, NotPermitted) as error:
             return error.message
         return None

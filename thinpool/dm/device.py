@@ -1,63 +1,178 @@
-"""Whole devices: made with their table, suspended for a while, taken away."""
+"""Whole devices: made with their table, suspended for a while, given another table, taken away."""
 
+import errno
 import fcntl
 import os
-import stat
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from thinpool.dm.control import Control, DeviceInfo
+from thinpool.dm.control import UDEV_FLAGS, Control, DeviceInfo
 from thinpool.dm.targets import TableEntry
 from thinpool.errors import DeviceMapperError
 
-_BLKGETSIZE64 = 0x80081272
+_BLKGETSIZE64 = 0x80081272  # include/uapi/linux/fs.h
+_RESUMES = 100
 
 
 def create_device(
     control: Control, name: str, table: Sequence[TableEntry], *, uuid: str = "", read_only: bool = False
 ) -> DeviceInfo:
-    """Make a device with its table in force; a process that dies half-way leaves one without a table."""
-    control.create(name, uuid, read_only=read_only)
+    """Make a device with its table in force; its node is there when the call returns.
+
+    A call that fails leaves no device; a process that dies half-way leaves one without an active table.
+
+    Raises:
+        DeviceMapperError: the kernel refused it (EBUSY: there is a device of that name or uuid), or its node cannot be
+            made.
+    """
+    made = control.create(name, uuid, read_only=read_only)
     try:
         control.load(name, table, read_only=read_only)
-        info = control.resume(name)
+        info = control.resume(name, udev_flags=UDEV_FLAGS)
+        if not control.nodes.by_others():
+            _settle(control, name, (info.major, info.minor))
     except BaseException:
         with suppress(DeviceMapperError):
             control.remove(name)
+            if not control.nodes.by_others():
+                _settle(control, name, (made.major, made.minor))
         raise
     return info
 
 
 @contextmanager
 def suspended(control: Control, name: str, *, flush: bool = True, lockfs: bool = True) -> Iterator[None]:
-    """Hold back a device's I/O for the block; it is always resumed."""
+    """Hold back a device's I/O for the block; it is resumed however the block ends.
+
+    An exception out of a signal handler, wherever it strikes, puts the resuming off but does not prevent it. A process
+    that is killed leaves the device suspended; `Control.resume` mends that.
+
+    Args:
+        control: the control device.
+        name: the device.
+        flush: as of `Control.suspend`.
+        lockfs: likewise.
+    """
     try:
         control.suspend(name, flush=flush, lockfs=lockfs)
+    except DeviceMapperError:  # the kernel undoes what it began
+        raise
+    except BaseException:
+        _resume(control, name)
+        raise
+    try:
         yield
     finally:
-        control.resume(name)
+        _resume(control, name)
 
 
-def swap_table(control: Control, name: str, table: Sequence[TableEntry], *, read_only: bool = False) -> DeviceInfo:
-    """Put another table in force: load, suspend, resume."""
+def _resume(control: Control, name: str) -> None:
+    """Resume, and then only let through what interrupted that; a device may be resumed twice."""
+    interrupt: BaseException | None = None
+    for _ in range(_RESUMES):
+        try:
+            control.resume(name)
+        except DeviceMapperError:
+            raise
+        except BaseException as error:  # noqa: BLE001 - raised again below
+            interrupt = error
+        else:
+            break
+    if interrupt is not None:
+        raise interrupt
+
+
+def swap_table(
+    control: Control,
+    name: str,
+    table: Sequence[TableEntry],
+    *,
+    read_only: bool = False,
+    flush: bool = True,
+    lockfs: bool = True,
+) -> DeviceInfo:
+    """Put another table in force: load, suspend, resume.
+
+    Where the kernel refuses it, the old table stays in force, or is put back, and the device goes on. A process that
+    dies half-way leaves the old table in force, with the new one loaded or the device suspended.
+
+    Args:
+        control: the control device.
+        name: the device.
+        table: the new table.
+        read_only: let nothing be written.
+        flush: as of `Control.suspend`; a pool that is out of space has I/O that will not end until it is larger.
+        lockfs: likewise.
+    """
+    old = control.info(name)
+    before = control.table(name)
     control.load(name, table, read_only=read_only)
     try:
-        control.suspend(name)
+        control.suspend(name, flush=flush, lockfs=lockfs)
+        return control.resume(name)
     except BaseException:
-        control.clear(name)
+        with suppress(DeviceMapperError):
+            control.clear(name)
+        with suppress(DeviceMapperError):
+            if control.table(name) != before:
+                control.load(name, before, read_only=old.read_only)
+            _resume(control, name)
         raise
-    return control.resume(name)
+
+
+def rename_device(control: Control, name: str, new_name: str) -> None:
+    """Give a device another name; /dev/mapper/NAME follows at once where we make it, else when udevd has done it."""
+    control.rename(name, new_name)
+    if not control.nodes.by_others():
+        info = control.info(new_name)
+        for each in (name, new_name):
+            _settle(control, each, (info.major, info.minor))
 
 
 def remove_device(control: Control, name: str, *, deferred: bool = False) -> DeviceInfo:
-    """Take a device away."""
-    return control.remove(name, deferred=deferred)
+    """Take a device away.
+
+    Where we make its names ourselves they go too; those of a device that is removed later, by `deferred`, stay until
+    its number is used again.
+
+    Returns:
+        What the kernel says of it: `deferred_remove` tells that it is in use and goes later.
+
+    Raises:
+        DeviceMapperError: the kernel refused (EBUSY: it is in use; ENXIO: there is none of that name).
+    """
+    if control.nodes.by_others():
+        return control.remove(name, deferred=deferred)
+    before = control.info(name)
+    removed = control.remove(name, deferred=deferred)
+    if not removed.deferred_remove:
+        _settle(control, name, (before.major, before.minor))
+    return removed
+
+
+def _settle(control: Control, name: str, device: tuple[int, int]) -> None:
+    def find(name: str) -> tuple[int, int] | None:
+        try:
+            info = control.info(name)
+        except DeviceMapperError as error:
+            if error.errno == errno.ENXIO:
+                return None
+            raise
+        return info.major, info.minor
+
+    try:
+        control.nodes.settle(name, device, find)
+    except DeviceMapperError:
+        raise
+    except OSError as error:
+        text = f"cannot make the node of device {name}, /dev/dm-{device[1]}: {error.strerror}"
+        raise DeviceMapperError("DM_DEV_CREATE", name, error.errno or 0, text) from error
 
 
 def device_path(info: DeviceInfo) -> Path:
-    """The device's node."""
+    """The device's node, which is there from the moment that the device is."""
     return Path(f"/dev/dm-{info.minor}")
 
 
