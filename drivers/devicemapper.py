@@ -8,10 +8,11 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import secrets
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeVar
 
 import attrs
 
@@ -26,20 +27,29 @@ from thinpool.errors import (
     MountError,
     NotPermitted,
     PoolFailed,
+    ThinPoolError,
 )
 from thinpool.filesystem import mounts, syscalls
 from thinpool.filesystem.formats import FileSystem, file_system, make_base
 from thinpool.filesystem.mounts import MountEntry
 from thinpool.metadata import Books, read_books
-from thinpool.metadata.snapshot import metadata_snapshot
 from thinpool.model import Usage
-from thinpool.pool import PoolIdentity, PoolOptions, ThinIdTaken, ThinPool, reconcile
+from thinpool.pool import PoolIdentity, PoolOptions, PoolStatus, ThinIdTaken, ThinPool, advice, foreign, reconcile
 from thinpool.pool.backing import FILES
+from thinpool.pool.options import Way
+from thinpool.pool.pool import NOTE
+from thinpool.units import format_size
 
 _BASE = "base"
+_BASE_BEGUN = "base-begun"
 _BEGUN = "pool-begun"
 _IDENTITY = "pool"
 _PAGE = 4096
+_FOREIGN_FIRST = 1 << 22
+_FOREIGN_LAST = 15 << 20
+_EXT4_WRITES_ZEROS = "-E assume_storage_prezeroed=0,lazy_itable_init=0,lazy_journal_init=0,nodiscard,root_owner=0:0"
+
+T = TypeVar("T")
 
 
 def prefix(root: Path) -> str:
@@ -71,15 +81,19 @@ class DevicemapperType:
 
     def check(self, given: Mapping[str, str]) -> None:
         """Read the options, to see whether they can be."""
-        PoolOptions.parse(given)
+        _check_base(PoolOptions.parse(given))
 
     def create(self, context: Context) -> "Devicemapper":
         """Make the pool, and in it the base file system that layers without a parent start from."""
         options = PoolOptions.parse(context.given)
-        context.directory.mkdir(mode=0o700, exist_ok=True)
+        _check_base(options)
         with ExitStack() as undo:
+            if options.thinpooldev is not None:
+                with Control() as control:
+                    options = attrs.evolve(options, thinpooldev=foreign.resolve(control, options.thinpooldev))
+            context.directory.mkdir(mode=0o700, exist_ok=True)
             undo.callback(_remove_files, context.directory)
-            driver = undo.enter_context(Devicemapper(context, options, None))
+            driver = undo.enter_context(Devicemapper(context, options, None, created=True))
             undo.callback(driver.down)
             driver.make()
             undo.pop_all()
@@ -88,18 +102,48 @@ class DevicemapperType:
     def open(self, context: Context) -> "Devicemapper":
         """Take the pool up as it was recorded, with options that have changed where they can."""
         recorded = PoolOptions.parse(context.recorded)
-        wanted = reconcile(recorded, context.given)
+        wanted = reconcile(recorded, _same_devices(recorded, context.given))
         identity = context.records.get(_IDENTITY)
         if identity is None:
             raise PoolFailed(f"the records of {context.root} name no pool")
         now = attrs.evolve(wanted, loopdatasize=recorded.loopdatasize, loopmetadatasize=recorded.loopmetadatasize)
         with ExitStack() as undo:
             driver = undo.enter_context(Devicemapper(context, now, PoolIdentity.from_json(identity)))
-            if now != wanted:
-                driver.up()
-                driver.grow(data=wanted.loopdatasize, metadata=wanted.loopmetadatasize)
+            driver.change(recorded, wanted)
             undo.pop_all()
         return driver
+
+
+def _check_base(options: PoolOptions) -> None:
+    fs = file_system(options.fs)
+    if options.basesize < fs.minimum:
+        raise ConfigError(
+            f"dm.basesize={format_size(options.basesize)}: {fs.name} needs at least {format_size(fs.minimum)}"
+        )
+
+
+def _same_devices(recorded: PoolOptions, given: Mapping[str, str]) -> dict[str, str]:
+    """The options that are given, where another path of the recorded device is that device."""
+    found = dict(given)
+    for key, known in (
+        ("dm.datadev", recorded.datadev),
+        ("dm.metadatadev", recorded.metadatadev),
+        ("dm.thinpooldev", recorded.thinpooldev),
+    ):
+        named = given.get(key, "").strip()
+        if known and named and named != known and _is_same(key, named, known):
+            found[key] = known
+    return found
+
+
+def _is_same(key: str, named: str, known: str) -> bool:
+    if key == "dm.thinpooldev":
+        with suppress(ConfigError), Control() as control:
+            return foreign.resolve(control, named) == known
+        return False
+    with suppress(OSError):
+        return os.stat(named).st_rdev == os.stat(known).st_rdev != 0
+    return False
 
 
 TYPE = DevicemapperType()
@@ -110,13 +154,21 @@ class Devicemapper:
 
     name = "devicemapper"
 
-    def __init__(self, context: Context, options: PoolOptions, identity: PoolIdentity | None) -> None:
+    def __init__(
+        self, context: Context, options: PoolOptions, identity: PoolIdentity | None, *, created: bool = False
+    ) -> None:
         self._records = context.records
-        self._settings = options
+        self._directory = context.directory
+        self._created = created
         self._file_system: FileSystem = file_system(options.fs)
-        self._prefix = prefix(context.root)
         self._control = Control()
-        self._pool = ThinPool(self._control, context.directory, self._prefix, options, identity)
+        self._pool = ThinPool(
+            self._control, context.directory, prefix(context.root), options, identity, remember=self._remember
+        )
+        self._thins = self._pool.thins
+
+    def _remember(self, identity: PoolIdentity) -> None:
+        self._records.put(_IDENTITY, identity.to_json())
 
     def __enter__(self) -> Self:
         return self
@@ -131,7 +183,7 @@ class Devicemapper:
     @property
     def options(self) -> Mapping[str, str]:
         """The options in force, in canonical text."""
-        return self._settings.in_force()
+        return self._pool.options.in_force()
 
     @property
     def shares_handles(self) -> bool:
@@ -144,34 +196,64 @@ class Devicemapper:
         """Make pool and base, or what of them a process that died had not made yet."""
         if self._records.get(_IDENTITY) is None:
             begun = self._records.get(_BEGUN) is not None
-            self._records.put(_BEGUN, "yes")
-            identity = self._pool.create(begun=begun)
-            self._records.put(_IDENTITY, identity.to_json())
+            if not begun:
+                self._records.put(_BEGUN, "yes")
+                if self.shares_handles:  # away from the numbers of LVM, which begin at 1, and of other stores
+                    self._records.skip(_FOREIGN_FIRST + secrets.randbelow(_FOREIGN_LAST - _FOREIGN_FIRST))
+            self._remember(self._pool.create(begun=begun))
         else:
             self._pool.activate()
         if self._records.get(_BASE) is None:
             self._make_base()
 
     def _make_base(self) -> None:
-        size = self._settings.basesize
-        if size < self._file_system.minimum:
-            raise ConfigError(f"dm.basesize={size}: {self._file_system.name} needs {self._file_system.minimum} bytes")
+        """Make the base, over what a process that died had made of it.
+
+        Its number is on record once the device is made, so that only a device of ours is ever deleted; a process that
+        dies between the two leaves an empty device in a pool that others share.
+        """
+        begun = self._records.get(_BASE_BEGUN)
+        if begun:
+            self._discard(int(begun))
         handle = self._new_thin()
-        device = device_path(self._pool.activate_thin(handle, size))
-        make_base(self._file_system, device, self._settings.mkfsarg)
-        self._pool.deactivate_thin(handle)
+        self._records.put(_BASE_BEGUN, str(handle))
+        size = self._pool.options.basesize
+        try:
+            device = device_path(self._thins.activate(handle, size))
+            make_base(self._file_system, device, self._mkfs_arguments())
+            self._release_base(handle)
+        except BaseException:
+            with suppress(ThinPoolError):
+                self._discard(handle)
+            raise
         self._records.claim(handle)
         self._records.put(_BASE, json.dumps({"handle": handle, "size": size}))
+
+    def _mkfs_arguments(self) -> str:
+        """What is asked for; in a pool that does not zero blocks, mke2fs must write the zeros that it counts on."""
+        asked = self._pool.options.mkfsarg
+        if self._file_system.name == "ext4" and not self._pool.table().zeroes:
+            return f"{_EXT4_WRITES_ZEROS} {asked}".rstrip()
+        return asked
+
+    def _release_base(self, handle: int) -> None:
+        if not self._thins.deactivate(handle):
+            raise LayerInUse(self._thins.users(handle))
+
+    def _discard(self, handle: int) -> None:
+        self._thins.deactivate(handle)
+        self._thins.delete(handle)
 
     def _new_thin(self) -> int:
         while True:
             handle = self._records.allot()
-            if self.shares_handles:
-                self._records.put(INTENT, str(handle))
             try:
-                self._pool.create_thin(handle)
+                self._thins.create(handle)
             except ThinIdTaken:
-                self._records.skip(handle)
+                if self.shares_handles:
+                    self._records.skip(handle)
+                else:  # no record names it: a process that died made it
+                    self._discard(handle)
             else:
                 return handle
 
@@ -181,46 +263,56 @@ class Devicemapper:
 
     def down(self) -> None:
         """Deactivate every thin device of the store, then the pool, whose loop devices go with it."""
-        for handle in self._pool.active_thins():
-            if not self._pool.deactivate_thin(handle):
-                raise LayerInUse(f"device {self._pool.thin_name(handle)} is in use by another process")
+        for handle in self._thins.active():
+            if not self._thins.deactivate(handle):
+                raise LayerInUse(self._thins.users(handle), hint="the pool stays active until it is let go")
         self._pool.deactivate()
 
     def grow(self, *, data: int | None = None, metadata: int | None = None) -> None:
         """Extend the pool online to new total sizes in bytes."""
         self._pool.grow(data, metadata)
-        sizes = self._pool.options
-        self._settings = attrs.evolve(
-            self._settings, loopdatasize=sizes.loopdatasize, loopmetadatasize=sizes.loopmetadatasize
-        )
+
+    def change(self, before: PoolOptions, after: PoolOptions) -> None:
+        """Put changed options in force: sizes at once, others where the pool is active, else with its activation."""
+        data = None if after.loopdatasize == before.loopdatasize else after.loopdatasize
+        metadata = None if after.loopmetadatasize == before.loopmetadatasize else after.loopmetadatasize
+        if data is not None or metadata is not None:
+            self.up()
+            self.grow(data=data, metadata=metadata)
+        elif before != after and self._pool.is_active():
+            self._pool.apply()
 
     # -- layers
 
     def create(self, handle: int, parent: Storage | None, size: int | None) -> int:
         """Snapshot the parent, or the base, and grow the copy's file system where a size asks for it."""
+        self._pool.check_room()
         origin = parent or self._base
+        if parent is None and size is None:  # dm.basesize may have grown since the base was made
+            size = self._pool.options.basesize
         self._snap(handle, origin)
         if size is None or size <= origin.size:
             return origin.size
         grown = Storage(handle, size // _PAGE * _PAGE, immutable=False)
         with self._tree(grown) as root:
             self._file_system.grow(root, grown.size)
-        self._pool.deactivate_thin(handle)
+        self._thins.deactivate(handle)
         return grown.size
 
     def snapshot(self, handle: int, active: Storage) -> None:
         """Snapshot a layer, frozen for the moment if it is in use."""
+        self._pool.check_room()
         self._snap(handle, active)
 
     def _snap(self, handle: int, origin: Storage) -> None:
         try:
-            self._pool.create_snap(handle, origin.handle, quiesce=not origin.immutable)
+            self._thins.snapshot(handle, origin.handle, quiesce=not origin.immutable)
         except ThinIdTaken as error:
             raise HandleTaken from error
 
     def flush(self, active: Storage) -> None:
         """Sync the file system, where the layer is in use; it is frozen later, and there is less to write then."""
-        if not self._pool.is_open(active.handle):
+        if not self._thins.is_open(active.handle):
             return
         with (
             suppress(LayerInUse, MountError),
@@ -230,11 +322,29 @@ class Devicemapper:
 
     def delete(self, handle: int) -> bool:
         """Delete a thin device, deactivated first where it is active."""
+        if self.shares_handles and self._records.get(INTENT) == str(handle) and not self._is_ours(handle):
+            return False
         with suppress(DeviceMapperError):  # busy, as a rule
-            return self._pool.delete(handle)
-        if not self._pool.deactivate_thin(handle):
-            raise LayerInUse(f"device {self._pool.thin_name(handle)} is in use by another process")
-        return self._pool.delete(handle)
+            return self._thins.delete(handle)
+        if not self._thins.deactivate(handle):
+            raise LayerInUse(self._thins.users(handle))
+        return self._thins.delete(handle)
+
+    def _is_ours(self, handle: int) -> bool:
+        """Whether the device of a number that was only intended came to be: a descendant shares blocks with the base.
+
+        Where a process died after it found the number taken by somebody else, the records look the same.
+        """
+        base = self._base.handle
+
+        def shares(books: Books) -> bool:
+            return handle in books and books.difference_blocks(handle, base) < books.mapped_blocks(handle)
+
+        return self._read(shares)
+
+    def _read(self, work: Callable[[Books], T]) -> T:
+        with self._pool.open_metadata() as device:
+            return read_books(device, work, pinned=self._pool.metadata_snapshot)
 
     def attach(self, storage: Storage, *, read_only: bool) -> int:
         """Activate the device and mount it nowhere.
@@ -247,7 +357,7 @@ class Devicemapper:
         try:
             return mounts.detached_mount(self._file_system.name, str(device), options, read_only=read_only)
         except MountError:
-            if not storage.immutable or not self._pool.deactivate_thin(storage.handle):
+            if not storage.immutable or not self._thins.deactivate(storage.handle):
                 raise
         self._settle(storage)
         device = self._activate(storage)
@@ -269,22 +379,22 @@ class Devicemapper:
     def _settle(self, storage: Storage) -> None:
         writable = attrs.evolve(storage, immutable=False)
         os.close(self.attach(writable, read_only=False))
-        self._pool.deactivate_thin(storage.handle)
+        self._thins.deactivate(storage.handle)
 
     def _activate(self, storage: Storage) -> Path:
         """The device, active, and open as a block device by nobody if it can be written."""
-        info = self._pool.activate_thin(storage.handle, storage.size, read_only=storage.immutable)
+        info = self._thins.activate(storage.handle, storage.size, read_only=storage.immutable)
         device = device_path(info)
         if info.open_count and not storage.immutable and not _is_claimed(device):
             raise LayerInUse(f"{device} is open as a block device by another process, which a mount would corrupt")
         return device
 
     def _mount_options(self) -> list[str]:
-        return [option for option in self._settings.mountopt.split(",") if option]
+        return [option for option in self._pool.options.mountopt.split(",") if option]
 
     def open_device(self, storage: Storage) -> tuple[Path, int]:
         """Activate the layer's device and hold it open; refused where it is mounted and can be written."""
-        info = self._pool.activate_thin(storage.handle, storage.size, read_only=storage.immutable)
+        info = self._thins.activate(storage.handle, storage.size, read_only=storage.immutable)
         device = device_path(info)
         if info.open_count and not storage.immutable and _is_claimed(device):
             raise LayerInUse(f"{device} is mounted; a block device and a mount of it would corrupt each other")
@@ -292,7 +402,7 @@ class Devicemapper:
 
     def release(self, handle: int) -> bool:
         """Deactivate the device; False where somebody uses it."""
-        return self._pool.deactivate_thin(handle)
+        return self._thins.deactivate(handle)
 
     # -- looking
 
@@ -316,24 +426,40 @@ class Devicemapper:
                 for handle, parent in layers
             }
 
-        with self._pool.open_metadata() as device:
-            return read_books(device, count, pinned=lambda: metadata_snapshot(self._control, self._pool.name))
+        return self._read(count)
 
     def handle_of(self, entry: MountEntry) -> int | None:
         """The thin id behind a mount of one of our devices."""
-        return self._pool.thin_of(entry.device) if entry.source.startswith("/dev/dm-") else None
+        return self._thins.number_of(entry.device) if entry.source.startswith("/dev/dm-") else None
 
     def mend(self) -> None:
-        """Resume what was left suspended."""
-        self._pool.mend()
+        """Resume what was left suspended, and release the metadata snapshot that was left reserved."""
+        self._thins.resume_suspended()
+        self._pool.release_metadata_snapshot()
 
     def status(self) -> DriverStatus:
         """Options and pool, by one ioctl."""
-        return DriverStatus(self.options, self._pool.status(), ())
+        status = self._pool.status()
+        return DriverStatus(self.options, status, tuple(self._warnings(status)))
+
+    def _warnings(self, status: PoolStatus) -> Iterator[str]:
+        options = self._pool.options
+        if self._created and options.way is Way.FILES:
+            yield advice.TRIAL
+        yield from advice.warnings(
+            status, data_percent=options.thinp_autoextend_threshold, least_free_percent=options.min_free_space
+        )
+        if options.way is Way.FILES and status.mode != "fail":
+            below = os.statvfs(self._directory)
+            said = advice.promise_warning(status.data_total - status.data_used, below.f_bavail * below.f_frsize)
+            if said is not None:
+                yield said
+        if options.way is Way.FOREIGN and self._pool.is_active() and not self._pool.table().zeroes:
+            yield advice.NOT_ZEROED
 
 
 def _remove_files(directory: Path) -> None:
-    for name in FILES:
+    for name in (*FILES, NOTE):
         (directory / name).unlink(missing_ok=True)
     directory.rmdir()
 

@@ -19,6 +19,7 @@ BLOCK_SIZE_STEP = 64 * KIB  # DATA_DEV_BLOCK_SIZE_MIN_SECTORS, drivers/md/dm-thi
 BLOCK_SIZE_MAX = GIB  # DATA_DEV_BLOCK_SIZE_MAX_SECTORS
 METADATA_MIN = 2 * MIB
 METADATA_MAX = 16 * GIB  # THIN_METADATA_MAX_SECTORS, drivers/md/dm-thin-metadata.h, rounded up
+SIZE_MAX = 1 << 60  # what ext4 can have; far beyond what a kernel can count in a pool's metadata
 METADATA_STEP = 4 * KIB
 _DRIVERS = {"btrfs": "btrfs", "overlay": "overlay", "aufs": "aufs"}
 
@@ -84,13 +85,18 @@ class PoolOptions:
 
     basesize: int = _option(
         "10G",
-        values.size(16 * MIB, None, 4 * KIB),
+        values.size(16 * MIB, SIZE_MAX, 4 * KIB),
         values.show_size,
         Later.GROW,
         "size of a layer's file system",
     )
     loopdatasize: int = _option(
-        "100G", values.size(64 * MIB), values.show_size, Later.GROW, "size of the sparse data file", {Way.FILES}
+        "100G",
+        values.size(64 * MIB, SIZE_MAX),
+        values.show_size,
+        Later.GROW,
+        "size of the sparse data file",
+        {Way.FILES},
     )
     loopmetadatasize: int = _option(
         "2G",

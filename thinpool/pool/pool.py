@@ -1,57 +1,50 @@
-"""One thin pool: made, activated, grown, deactivated; its thin devices.
+"""One thin pool: made, activated, grown, deactivated.
 
-The pool zeroes each block it provisions: no layer ever reads what another one deleted, and a fresh thin device reads
-as zeros, which the base file system is made on. A full pool fails writes (`error_if_no_space`) instead of holding them
-back, which would hang the host.
+The pool zeroes each block it provisions (no `skip_block_zeroing`): no layer ever reads what another one deleted, and a
+fresh thin device reads as zeros, which the base file system is made on. Discards of layers are passed down to what the
+pool lies on, unless dm.blkdiscard is off. A full pool fails writes (`error_if_no_space`) instead of holding them back,
+which would hang the host; dm.error_if_no_space chooses.
+
+A pool that somebody else made is only looked at: it is never made, resized or removed here, and its transaction id,
+which LVM keeps in step with its own records, is never set.
 """
 
 import errno
-import json
 import os
 import uuid
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Self
 
 import attrs
 
-from thinpool import loop
-from thinpool.dm import Control, DeviceInfo, TableEntry, Thin, thin
+from thinpool.dm import Control, DeviceInfo, TableEntry, thin
 from thinpool.dm import ThinPool as ThinPoolTarget
-from thinpool.dm.device import create_device, device_path, remove_device, suspended, swap_table
-from thinpool.errors import ConfigError, DeviceMapperError, PoolFailed, PoolFull
+from thinpool.dm.device import block_device_size, create_device, remove_device, swap_table
+from thinpool.dm.status import ThinPoolStatus
+from thinpool.errors import ConfigError, DeviceMapperError, PoolFailed
 from thinpool.metadata import Books, read_superblock
-from thinpool.pool.backing import Backing, grow_file, make_files, open_backing
-from thinpool.pool.health import PoolStatus
-from thinpool.pool.options import METADATA_MIN, PoolOptions
+from thinpool.metadata.snapshot import metadata_snapshot, release_leftover
+from thinpool.pool.advice import space_map_size
+from thinpool.pool.backing import Backing, at_rest, grow_file, make_files, open_backing, resize_file, size_at_rest
+from thinpool.pool.devices import PoolTable, find_device, pool_table
+from thinpool.pool.health import METADATA_BLOCK, PoolStatus, shortage, trouble
+from thinpool.pool.identity import PoolIdentity
+from thinpool.pool.options import PoolOptions, Way, reconcile
 from thinpool.pool.superblock import write_uuid, zero_first_block
+from thinpool.pool.thins import ThinDevices
 from thinpool.pool.vetting import vet
-from thinpool.units import format_size, to_sectors
+from thinpool.units import format_size, human_size, to_sectors
 
-_BLOCK = 4096
-_DATA_BLOCKS_MIN = 256
-
-
-class ThinIdTaken(Exception):
-    """A thin device of that number exists."""
+_GROWN_AS = {"data": "dm.loopdatasize", "metadata": "dm.loopmetadatasize"}
 
 
-@attrs.frozen
-class PoolIdentity:
-    """What a pool is known by: the uuid in its metadata, and the transaction id that was set last."""
+NOTE = "metadata-snapshot"
+"""File in which it is noted that a metadata snapshot of ours may be reserved; see `thinpool.metadata.snapshot`."""
 
-    uuid: str
-    transaction_id: int
 
-    def to_json(self) -> str:
-        """As it is recorded."""
-        return json.dumps(attrs.asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        """As it was recorded."""
-        return cls(**json.loads(text))
+def _forget(_: PoolIdentity) -> None:
+    """Record nothing."""
 
 
 class ThinPool:
@@ -63,25 +56,44 @@ class ThinPool:
         prefix: of all device names, as in `thinpool-3f9a1c02b7aa`.
         options: the pool's options.
         identity: what was recorded of it; None where it is to be made.
+        remember: records a new identity durably; the next activation wants the one that was recorded last.
+
+    Attributes:
+        name: the pool's device-mapper name.
+        options: its options.
+        identity: what it is known by.
+        thins: its thin devices.
+        is_foreign: somebody else made it.
     """
 
     def __init__(
-        self, control: Control, directory: Path, prefix: str, options: PoolOptions, identity: PoolIdentity | None
+        self,
+        control: Control,
+        directory: Path,
+        prefix: str,
+        options: PoolOptions,
+        identity: PoolIdentity | None,
+        *,
+        remember: Callable[[PoolIdentity], None] = _forget,
     ) -> None:
         self._control = control
         self._directory = directory
-        self._prefix = prefix
+        self._uuid = f"THINPOOL-{prefix.removeprefix('thinpool-')}-pool"
+        self._remember = remember
+        self._note = directory / NOTE
+        self._block_size = 0 if options.way is Way.FOREIGN else options.blocksize
         self.options = options
         self.identity = identity
-        self.is_foreign = options.thinpooldev is not None
+        self.is_foreign = options.way is Way.FOREIGN
         self.name = options.thinpooldev or f"{prefix}-pool"
-        self._uuid = f"THINPOOL-{prefix.removeprefix('thinpool-')}"
-        self._device: Path | None = None
+        self.thins = ThinDevices(control, self.name, prefix, lambda: self.options.use_deferred_removal)
 
-    # -- the pool
+    # -- made
 
     def create(self, *, begun: bool) -> PoolIdentity:
-        """Make the pool; a process that dies half-way leaves devices or files that the next `create` starts over on.
+        """Make the pool, or look at the one that somebody else made.
+
+        A process that dies half-way leaves devices or files that the next `create` starts over on.
 
         Args:
             begun: it is on record that a `create` on these devices was begun before, so that a pool without any
@@ -89,18 +101,19 @@ class ThinPool:
 
         Raises:
             DeviceUnsafe: a device carries something.
-            ConfigError: a device is too small.
+            ConfigError: a device is too small, or two are one.
         """
         if self.is_foreign:
+            self.table()
             self.identity = PoolIdentity("", 0)
             return self.identity
         self._remove_half_made()
-        if self.options.datadev is None:
+        if self.options.way is Way.FILES:
             make_files(self._directory, self.options)
         with open_backing(self._directory, self.options) as backing:
-            if self.options.datadev is not None and not (begun and _is_pristine(backing.metadata)):
+            if self.options.way is Way.DEVICES and not (begun and _is_pristine(backing.metadata)):
                 vet({"dm.datadev": backing.data, "dm.metadatadev": backing.metadata})
-            _check_sizes(backing, self.options)
+            backing.check_new(self.options.blocksize)
             zero_first_block(backing.metadata)
             self._activate_on(backing)
             remove_device(self._control, self.name)
@@ -111,270 +124,279 @@ class ThinPool:
         return self.identity
 
     def _remove_half_made(self) -> None:
-        info = self._info(self.name)
+        info = find_device(self._control, self.name)
         if info is not None:
-            self._refuse_foreign(info)
+            self._refuse_others(info)
             remove_device(self._control, self.name)
 
-    def _refuse_foreign(self, info: DeviceInfo) -> None:
-        if info.uuid != f"{self._uuid}-pool":
+    def _refuse_others(self, info: DeviceInfo) -> None:
+        if info.uuid != self._uuid:
             raise PoolFailed(f"a device named {self.name} exists and is not ours (its uuid is {info.uuid!r})")
+
+    # -- active or not
 
     def activate(self) -> bool:
         """Activate the pool; False where it is active.
 
+        Its transaction id is moved on then, see `thinpool.pool.identity`. A pool that a process left suspended, as it
+        died while it put another table in force, goes on.
+
         Raises:
             PoolFailed: its devices or files are gone, or their metadata is not the recorded one.
         """
-        info = self._info(self.name)
+        info = find_device(self._control, self.name)
         if self.is_foreign:
-            if info is None:
+            if info is None or not info.active:
                 raise PoolFailed(f"pool {self.name} is not active", hint="activate it, e.g. with lvchange -ay")
             return False
-        if info is not None and info.active:
-            self._refuse_foreign(info)
-            return False
         if info is not None:
+            self._refuse_others(info)
+            if info.active:
+                if info.suspended:
+                    self._control.resume(self.name)
+                return False
             remove_device(self._control, self.name)
         with open_backing(self._directory, self.options) as backing:
-            self._check_identity(backing.metadata)
+            current = self._check_metadata(backing)
             self._activate_on(backing)
+        self._move_on(current)
         return True
 
     def _activate_on(self, backing: Backing) -> None:
-        info = create_device(self._control, self.name, [self._entry(backing)], uuid=f"{self._uuid}-pool")
-        self._device = device_path(info)
+        create_device(self._control, self.name, [self._entry(backing.data, backing.metadata)], uuid=self._uuid)
 
-    def _entry(self, backing: Backing) -> TableEntry:
-        data, _ = backing.sizes()
-        blocks = data // self.options.blocksize
-        low_water = blocks * (100 - self.options.thinp_autoextend_threshold) // 100
-        features = ("error_if_no_space",) if self.options.error_if_no_space else ()
-        block_sectors = to_sectors(self.options.blocksize)
-        target = ThinPoolTarget(str(backing.metadata), str(backing.data), block_sectors, low_water, features)
+    def _entry(self, data: Path, metadata: Path) -> TableEntry:
+        """The pool's table on its devices as they are, with the features in the kernel's order."""
+        options = self.options
+        blocks = block_device_size(data) // options.blocksize
+        low_water = blocks * (100 - options.thinp_autoextend_threshold) // 100
+        features = {"no_discard_passdown": not options.blkdiscard, "error_if_no_space": options.error_if_no_space}
+        block_sectors = to_sectors(options.blocksize)
+        target = ThinPoolTarget(
+            _number(metadata),
+            _number(data),
+            block_sectors,
+            low_water,
+            tuple(word for word in features if features[word]),
+        )
         return TableEntry(0, blocks * block_sectors, target)
 
-    def _check_identity(self, metadata: Path) -> None:
+    def _check_metadata(self, backing: Backing) -> int:
+        """Compare the metadata with the records and the devices: the transaction id it has."""
         if self.identity is None:
             raise PoolFailed("the pool was never made")
-        found = read_superblock(metadata)
-        if found.uuid.hex() != self.identity.uuid:
-            raise PoolFailed(f"the metadata on {metadata} is of another pool: its uuid is {found.uuid.hex()}")
-        if found.transaction_id != self.identity.transaction_id:
-            age = "older" if found.transaction_id < self.identity.transaction_id else "newer"
-            raise PoolFailed(
-                f"the metadata on {metadata} is {age} than the records: transaction id {found.transaction_id},"
-                f" and {self.identity.transaction_id} was recorded"
-            )
+        found = read_superblock(backing.metadata)
+        self.identity.check(found.uuid.hex(), found.transaction_id, str(backing.metadata))
+        backing.check_holds(found)
+        return found.transaction_id
+
+    def _move_on(self, current: int) -> None:
+        def put(old: int, new: int) -> bool:
+            try:
+                thin.set_transaction_id(self._control, self.name, old, new)
+            except DeviceMapperError:
+                return False
+            return True
+
+        if self.identity is not None:
+            self.identity = self.identity.move(current, self._remember, put)
 
     def deactivate(self) -> None:
-        """Deactivate the pool; nothing happens where it is inactive."""
-        if not self.is_foreign and self._info(self.name) is not None:
-            remove_device(self._control, self.name)
-        self._device = None
+        """Deactivate the pool, its transaction id moved on; nothing happens where it is inactive.
+
+        Raises:
+            DeviceMapperError: EBUSY, where thin devices are active.
+        """
+        info = None if self.is_foreign else find_device(self._control, self.name)
+        if info is None:
+            return
+        self._refuse_others(info)
+        if info.active and not info.open_count:
+            status = thin.pool_status(self._control, self.name)
+            if trouble(self.name, status) is None:
+                self._move_on(status.transaction_id)
+        remove_device(self._control, self.name)
+
+    # -- larger
 
     def grow(self, data: int | None, metadata: int | None) -> None:
-        """Extend the pool online to new total sizes in bytes."""
+        """Extend the active pool online, to new total sizes in bytes; block devices, to the size that they have.
+
+        First the file grows, durably, then its loop device, then the pool's table; the caller records the options
+        last. Wherever a process dies between these, the pool takes the whole file when it is activated next or grown
+        again, and records of a smaller size are accepted.
+
+        Raises:
+            ConfigError: smaller than it is, larger than there can be, or a pool made elsewhere.
+        """
         if self.is_foreign:
             raise ConfigError(f"pool {self.name} was made elsewhere; grow it there", hint="lvextend")
-        for key, given, have in (
-            ("data", data, self.options.loopdatasize),
-            ("metadata", metadata, self.options.loopmetadatasize),
-        ):
-            if given is not None and given < have:
-                raise ConfigError(f"{key} size {format_size(given)} is less than the {format_size(have)} there are")
-        entry = self._control.table(self.name)[0]
-        assert isinstance(entry.target, ThinPoolTarget)
-        devices = {"data": entry.target.data, "metadata": entry.target.metadata}
-        for name, size in {"data": data, "metadata": metadata}.items():
-            if size is not None and not self.options.datadev:
-                grow_file(self._directory / name, size)
-                loop.refresh_size(_node(devices[name]))
-        self.options = attrs.evolve(
-            self.options,
-            loopdatasize=data or self.options.loopdatasize,
-            loopmetadatasize=metadata or self.options.loopmetadatasize,
+        table = self.table()
+        wanted = {"data": (table.data, data), "metadata": (table.metadata, metadata)}
+        before = {name: block_device_size(device) for name, (device, _) in wanted.items()}
+        options = self.options
+        for name, (device, size) in wanted.items():
+            if size is not None:
+                options = self._sized(options, name, device, size)
+        self._check_counts(
+            table, (before | {name: size for name, (_, size) in wanted.items() if size})["data"], metadata
         )
-        with ExitStack() as held:
-            backing = Backing(_node(devices["data"]), _node(devices["metadata"]), held)
-            swap_table(self._control, self.name, [self._entry(backing)])
+        with ExitStack() as undo:
+            for name, (device, size) in wanted.items():
+                if size is not None and options.way is Way.FILES:
+                    undo.callback(resize_file, self._directory / name, before[name], device)
+                    grow_file(self._directory / name, size, device)
+            self._swap(self._entry(table.data, table.metadata))
+            undo.pop_all()
+        self.options = options
 
-    # -- thin devices
+    def _sized(self, options: PoolOptions, name: str, device: Path, size: int) -> PoolOptions:
+        """The options with one new size, which must be one that the device can have."""
+        have = block_device_size(device)
+        if options.way is Way.DEVICES and size != have:
+            raise ConfigError(
+                f"{name} size {format_size(size)} is not the {format_size(have)} of {device}; a pool takes the whole of"
+                " its devices"
+            )
+        if size < have:
+            raise ConfigError(f"{name} size {format_size(size)} is less than the {format_size(have)} there are")
+        return options if options.way is Way.DEVICES else reconcile(options, {_GROWN_AS[name]: format_size(size)})
 
-    def thin_name(self, thin_id: int) -> str:
-        """The name of a thin device."""
-        return f"{self._prefix}-{thin_id}"
+    def _check_counts(self, table: PoolTable, data: int, metadata: int | None) -> None:
+        """Raise ConfigError where the metadata has no room to count the blocks that data grows by."""
+        status = self.status()
+        more = space_map_size(data, table.block_size) - space_map_size(status.data_total, table.block_size)
+        room = max(metadata or 0, status.metadata_total) - status.metadata_used
+        if more > room:
+            raise ConfigError(
+                f"{format_size(data)} of data need {human_size(more)} more metadata to count their blocks, and"
+                f" {human_size(room)} are free",
+                hint="grow the metadata too",
+            )
 
-    def activate_thin(self, thin_id: int, size: int, *, read_only: bool = False) -> DeviceInfo:
-        """Activate a thin device of a size in bytes, or find it active."""
-        name = self.thin_name(thin_id)
-        entry = TableEntry(0, to_sectors(size), Thin(str(self.device), thin_id))
-        for _ in range(3):
-            try:
-                return create_device(self._control, name, [entry], uuid=f"{self._uuid}-{thin_id}", read_only=read_only)
-            except DeviceMapperError as error:
-                if error.errno not in {errno.EBUSY, errno.EEXIST}:
-                    raise _explained(error) from error
-            info = self._info(name)
-            if info is not None and info.active:
-                return info
-            if info is not None:
-                remove_device(self._control, name)  # left without a table by a process that died
-        raise PoolFailed(f"device {name} cannot be activated")
+    def apply(self) -> None:
+        """Put the options in force, where the active pool's table has others.
 
-    def deactivate_thin(self, thin_id: int) -> bool:
-        """Deactivate a thin device; False where somebody uses it (it then goes when they let go, by option)."""
-        name = self.thin_name(thin_id)
-        try:
-            info = remove_device(self._control, name, deferred=self.options.use_deferred_removal)
-        except DeviceMapperError as error:
-            if error.errno == errno.ENXIO:
-                return True
-            if error.errno == errno.EBUSY:
-                return False
-            raise
-        return not info.deferred_remove
-
-    def create_thin(self, thin_id: int) -> None:
-        """Make an empty thin device."""
-        self._message(f"create_thin {thin_id}")
-
-    def create_snap(self, thin_id: int, origin: int, *, quiesce: bool) -> None:
-        """Make a snapshot of a thin device.
-
-        Args:
-            thin_id: the snapshot's number.
-            origin: the number of the device to copy.
-            quiesce: suspend the origin for the moment, if it is active, which freezes its file system; needed where
-                anybody can write to it.
+        Raises:
+            PoolFailed: the pool is inactive, or the kernel refuses.
         """
-        name = self.thin_name(origin)
-        if not quiesce or self._info(name) is None:
-            self._message(f"create_snap {thin_id} {origin}")
+        if self.is_foreign:
             return
-        with suspended(self._control, name):
-            self._message(f"create_snap {thin_id} {origin}")
+        table = self.table()
+        entry = self._entry(table.data, table.metadata)
+        if entry.target != table.target:
+            self._swap(entry)
 
-    def delete(self, thin_id: int) -> bool:
-        """Delete a thin device; False where there is none."""
-        try:
-            thin.delete_thin(self._control, self.name, thin_id)
+    def _swap(self, entry: TableEntry) -> None:
+        try:  # without a flush, as a full pool has writes that end only when it is larger
+            swap_table(self._control, self.name, [entry], flush=False, lockfs=False)
         except DeviceMapperError as error:
-            if error.errno == errno.ENODATA:
-                return False
-            raise _explained(error) from error
-        return True
-
-    def _message(self, text: str) -> None:
-        try:
-            self._control.message(self.name, text)
-        except DeviceMapperError as error:
-            if error.errno == errno.EEXIST:
-                raise ThinIdTaken(text) from error
-            raise _explained(error) from error
+            raise PoolFailed(f"pool {self.name} goes on as it was: {error.message}") from error
 
     # -- looking
 
-    @property
-    def device(self) -> Path:
-        """The pool's device node."""
-        if self._device is None:
-            self._device = device_path(self._control.info(self.name))
-        return self._device
+    def table(self) -> PoolTable:
+        """What the table of the active pool says.
 
-    def active_thins(self) -> list[int]:
-        """The thin devices that are active."""
-        start = f"{self._prefix}-"
-        names = [entry.name for entry in self._control.devices() if entry.name.startswith(start)]
-        return [int(name.removeprefix(start)) for name in names if name.removeprefix(start).isdigit()]
+        Raises:
+            PoolFailed: it is inactive.
+        """
+        return pool_table(self._control, self.name)
 
-    def is_open(self, thin_id: int) -> bool:
-        """Whether a thin device is active and somebody uses it."""
-        info = self._info(self.thin_name(thin_id))
-        return info is not None and info.open_count > 0
+    def is_active(self) -> bool:
+        """Whether the pool is active."""
+        info = find_device(self._control, self.name)
+        return info is not None and info.active
 
-    def thin_of(self, device: tuple[int, int]) -> int | None:
-        """The number of the thin device at (major, minor), or None."""
+    def _kernel_status(self) -> ThinPoolStatus | None:
         try:
-            info = self._control.info(dev=device)
-        except DeviceMapperError:
-            return None
-        number = info.uuid.removeprefix(f"{self._uuid}-")
-        return int(number) if number != info.uuid and number.isdigit() else None
+            lines = self._control.status(self.name, noflush=True)
+        except DeviceMapperError as error:
+            if error.errno == errno.ENXIO:
+                return None
+            raise
+        return ThinPoolStatus.parse(lines[0].text) if lines else None
 
     def status(self) -> PoolStatus:
-        """The state of the pool, by one ioctl."""
-        try:
-            found = thin.pool_status(self._control, self.name)
-        except DeviceMapperError as error:
-            if error.errno != errno.ENXIO:
-                raise
-            return self._inactive()
-        size = self.options.blocksize
-        return PoolStatus(
-            name=self.name,
-            mode=found.mode.value,
-            needs_check=found.needs_check,
-            transaction_id=found.transaction_id,
-            data_used=found.data_used_blocks * size,
-            data_total=found.data_total_blocks * size,
-            metadata_used=found.metadata_used_blocks * _BLOCK,
-            metadata_total=found.metadata_total_blocks * _BLOCK,
-            block_size=size,
-        )
+        """The state of the pool, by one ioctl; of an inactive one, what its devices or files say."""
+        found = self._kernel_status()
+        if found is None:
+            return self._at_rest()
+        if self.is_foreign and not self._block_size:
+            self._block_size = self.table().block_size
+        return PoolStatus.of(self.name, found, self._block_size)
 
-    def _inactive(self) -> PoolStatus:
-        return PoolStatus(
+    def check_room(self) -> None:
+        """Raise where nothing new may be begun, by one ioctl.
+
+        Raises:
+            PoolFull: less than dm.min_free_space of data or metadata is free.
+            PoolFailed: the pool is inactive, or takes no changes.
+        """
+        found = self._kernel_status()
+        if found is None:
+            raise PoolFailed(f"pool {self.name} is not active", hint="thinpool up")
+        problem = trouble(self.name, found)
+        if problem is None and self.options.min_free_space:
+            problem = shortage(self.name, found, self.options.min_free_space)
+        if problem is not None:
+            raise problem
+
+    def _at_rest(self) -> PoolStatus:
+        data, metadata = (None, None) if self.is_foreign else at_rest(self._directory, self.options)
+        status = PoolStatus(
             name=self.name,
             mode="inactive",
             needs_check=False,
             transaction_id=0 if self.identity is None else self.identity.transaction_id,
             data_used=0,
-            data_total=self.options.loopdatasize,
+            data_total=size_at_rest(data) if data else 0,
             metadata_used=0,
-            metadata_total=self.options.loopmetadatasize,
-            block_size=self.options.blocksize,
+            metadata_total=size_at_rest(metadata) if metadata else 0,
+            block_size=self._block_size,
         )
+        if metadata is None:
+            return status
+        with suppress(PoolFailed):
+            found = read_superblock(metadata)
+            return attrs.evolve(
+                status,
+                needs_check=found.needs_check,
+                transaction_id=found.transaction_id,
+                data_used=found.data_space_map.allocated * self._block_size if found.data_space_map else 0,
+                metadata_used=found.metadata_space_map.allocated * METADATA_BLOCK if found.metadata_space_map else 0,
+            )
+        return status
 
     @contextmanager
     def open_metadata(self) -> Iterator[Path]:
-        """The device that the metadata is on, for reading; an inactive pool stays so."""
-        if self.is_foreign or self._info(self.name) is not None:
-            target = self._control.table(self.name)[0].target
-            assert isinstance(target, ThinPoolTarget)
-            yield _node(target.metadata)
+        """The device that the metadata is on, for reading; an inactive pool stays so.
+
+        Raises:
+            PoolFailed: the device is gone, or holds other metadata than was recorded.
+        """
+        if self.is_foreign or find_device(self._control, self.name) is not None:
+            yield self.table().metadata
             return
         with open_backing(self._directory, self.options) as backing:
+            self._check_metadata(backing)
             yield backing.metadata
 
-    def _info(self, name: str) -> DeviceInfo | None:
-        try:
-            return self._control.info(name)
-        except DeviceMapperError as error:
-            if error.errno == errno.ENXIO:
-                return None
-            raise
+    def release_metadata_snapshot(self) -> None:
+        """Release the metadata snapshot that a process of ours left reserved, and nobody else's."""
+        with suppress(PoolFailed, DeviceMapperError):
+            release_leftover(self._control, self.name, note=self._note)
 
-    def mend(self) -> None:
-        """Resume the thin devices that a process that died left suspended."""
-        for thin_id in self.active_thins():
-            name = self.thin_name(thin_id)
-            info = self._info(name)
-            if info is not None and info.suspended and info.active:
-                self._control.resume(name)
+    @contextmanager
+    def metadata_snapshot(self) -> Iterator[None]:
+        """Reserve a metadata snapshot for the block."""
+        with metadata_snapshot(self._control, self.name, note=self._note):
+            yield
 
 
-def _explained(error: DeviceMapperError) -> PoolFailed | PoolFull | DeviceMapperError:
-    if error.errno == errno.ENOSPC:
-        return PoolFull(error.message)
-    if error.errno in {errno.EIO, errno.EOPNOTSUPP, errno.ENXIO, errno.EROFS}:
-        return PoolFailed(error.message)
-    return error
-
-
-def _node(device: str) -> Path:
-    """The node of a device that the kernel names as major:minor."""
-    return Path("/dev") / Path(os.readlink(f"/sys/dev/block/{device}")).name
+def _number(device: Path) -> str:
+    found = os.stat(device).st_rdev
+    return f"{os.major(found)}:{os.minor(found)}"
 
 
 def _is_pristine(metadata: Path) -> bool:
@@ -384,14 +406,3 @@ def _is_pristine(metadata: Path) -> bool:
             return books.superblock.transaction_id == 0 and not list(books.devices())
     except PoolFailed:
         return False
-
-
-def _check_sizes(backing: Backing, options: PoolOptions) -> None:
-    data, metadata = backing.sizes()
-    if data < _DATA_BLOCKS_MIN * options.blocksize:
-        raise ConfigError(
-            f"{backing.data} has {format_size(data)}; a pool needs at least"
-            f" {format_size(_DATA_BLOCKS_MIN * options.blocksize)} of data"
-        )
-    if metadata < METADATA_MIN:
-        raise ConfigError(f"{backing.metadata} has {format_size(metadata)}; metadata needs {format_size(METADATA_MIN)}")

@@ -38,7 +38,7 @@ OWN = st.fixed_dictionaries(
 FILES = st.fixed_dictionaries(
     {},
     optional={
-        "loopdatasize": st.integers(64 * MIB // 512, 1 << 40).map(lambda sectors: sectors * 512),
+        "loopdatasize": st.integers(64 * MIB // 512, 1 << 51).map(lambda sectors: sectors * 512),
         "loopmetadatasize": st.integers(512, 4 << 20).map(lambda pages: pages * 4 * KIB),
     },
 )

@@ -1,0 +1,220 @@
+"""The thin devices of one pool: made, snapshotted, activated, deactivated, deleted.
+
+A device's name is the store's prefix and its number, its uuid says the same, and none is touched that has not our uuid.
+Messages are whole or not at all, and durable when they return; what a process that dies leaves is at worst a device
+without a table, which the next activation takes away, or one that is suspended, which `resume_suspended` mends.
+"""
+
+import errno
+from collections.abc import Callable
+from contextlib import suppress
+
+from thinpool.dm import Control, DeviceInfo, TableEntry, Thin, thin
+from thinpool.dm.device import create_device, remove_device, suspended
+from thinpool.errors import DeviceMapperError, PoolFailed, PoolFull
+from thinpool.pool.devices import find_device, find_number
+from thinpool.pool.health import trouble
+from thinpool.pool.users import users
+from thinpool.units import to_sectors
+
+_ATTEMPTS = 5
+
+
+class ThinIdTaken(Exception):
+    """A thin device of that number exists."""
+
+
+class ThinDevices:
+    """The thin devices of one store in one pool.
+
+    Args:
+        control: the device-mapper control device.
+        pool: the pool's device-mapper name.
+        prefix: of the devices' names, as in `thinpool-3f9a1c02b7aa`.
+        deferred: tells whether a device in use goes when its last user lets go.
+    """
+
+    def __init__(self, control: Control, pool: str, prefix: str, deferred: Callable[[], bool]) -> None:
+        self._control = control
+        self._pool = pool
+        self._prefix = prefix
+        self._uuid = f"THINPOOL-{prefix.removeprefix('thinpool-')}"
+        self._deferred = deferred
+
+    # -- active or not
+
+    def name(self, thin_id: int) -> str:
+        """The name of a thin device."""
+        return f"{self._prefix}-{thin_id}"
+
+    def uuid(self, thin_id: int) -> str:
+        """The device-mapper uuid of a thin device."""
+        return f"{self._uuid}-{thin_id}"
+
+    def activate(self, thin_id: int, size: int, *, read_only: bool = False) -> DeviceInfo:
+        """Activate a thin device, or find it active.
+
+        Args:
+            thin_id: its number.
+            size: its size in bytes.
+            read_only: nothing can be written to it; says nothing about one that is active already.
+
+        Raises:
+            PoolFailed: the pool is inactive or has failed, or a device that is not ours has the name.
+        """
+        name, uuid = self.name(thin_id), self.uuid(thin_id)
+        entry = TableEntry(0, to_sectors(size), Thin(self._pool_number(), thin_id))
+        for _ in range(_ATTEMPTS):
+            try:
+                return create_device(self._control, name, [entry], uuid=uuid, read_only=read_only)
+            except DeviceMapperError as error:
+                if error.errno not in {errno.EBUSY, errno.EEXIST}:
+                    raise self._explained(error) from error
+            info = self._taken(name, uuid)
+            if info is not None:
+                return info
+        raise PoolFailed(f"device {name} cannot be activated: it comes and goes", hint="another process uses it")
+
+    def _pool_number(self) -> str:
+        """The pool's major:minor, asked for each time: another process may have activated it anew."""
+        info = find_device(self._control, self._pool)
+        if info is None or not info.active:
+            raise PoolFailed(f"pool {self._pool} is not active", hint="thinpool up")
+        return f"{info.major}:{info.minor}"
+
+    def _taken(self, name: str, uuid: str) -> DeviceInfo | None:
+        """The device that has a name already, if it is ours and serves."""
+        info = find_device(self._control, name)
+        if info is None:
+            return None
+        if info.uuid != uuid:
+            raise PoolFailed(f"a device named {name} exists and is not ours (its uuid is {info.uuid!r})")
+        if not info.active:
+            with suppress(DeviceMapperError):  # left without a table by a process that died
+                remove_device(self._control, name)
+            return None
+        if info.deferred_remove:
+            with suppress(DeviceMapperError):  # gone just now
+                self._control.message(name, "@cancel_deferred_remove")
+            return None if find_device(self._control, name) is None else info
+        return info
+
+    def deactivate(self, thin_id: int) -> bool:
+        """Deactivate a thin device; False where somebody uses it, and it goes when they let go, or not, by option."""
+        try:
+            info = remove_device(self._control, self.name(thin_id), deferred=self._deferred())
+        except DeviceMapperError as error:
+            if error.errno == errno.ENXIO:
+                return True
+            if error.errno == errno.EBUSY:
+                return False
+            raise
+        return not info.deferred_remove
+
+    def active(self) -> list[int]:
+        """The thin devices that are active, by number."""
+        start = f"{self._prefix}-"
+        return [
+            int(tail)
+            for entry in self._control.devices()
+            if (tail := entry.name.removeprefix(start)) != entry.name
+            and tail.isdigit()
+            and entry.uuid in {None, self.uuid(int(tail))}  # None: a kernel that lists no uuids
+        ]
+
+    def is_open(self, thin_id: int) -> bool:
+        """Whether a thin device is active and somebody uses it."""
+        info = find_device(self._control, self.name(thin_id))
+        return info is not None and info.open_count > 0
+
+    def users(self, thin_id: int) -> str:
+        """Who uses a thin device, for people: `device NAME is in use: mounted on /mnt`."""
+        name = self.name(thin_id)
+        info = find_device(self._control, name)
+        who = "" if info is None else users((info.major, info.minor))
+        return f"device {name} is in use" + (f": {who}" if who else " by another process")
+
+    def number_of(self, device: tuple[int, int]) -> int | None:
+        """The number of the thin device at (major, minor); None where that is none of ours."""
+        info = find_number(self._control, device)
+        tail = "" if info is None else info.uuid.removeprefix(f"{self._uuid}-")
+        return int(tail) if info is not None and tail != info.uuid and tail.isdigit() else None
+
+    def resume_suspended(self) -> None:
+        """Resume the devices that a process that died left suspended."""
+        for thin_id in self.active():
+            info = find_device(self._control, self.name(thin_id))
+            if info is not None and info.suspended and info.active and info.uuid == self.uuid(thin_id):
+                self._control.resume(info.name)
+
+    # -- in the pool
+
+    def create(self, thin_id: int) -> None:
+        """Make an empty thin device.
+
+        Raises:
+            ThinIdTaken: there is one of that number.
+            PoolFull, PoolFailed: the pool cannot take it.
+        """
+        self._send(f"create_thin {thin_id}")
+
+    def snapshot(self, thin_id: int, origin: int, *, quiesce: bool) -> None:
+        """Make a snapshot of a thin device.
+
+        Args:
+            thin_id: the snapshot's number.
+            origin: the number of the device to copy.
+            quiesce: suspend the origin for the moment, if it is active, which freezes its file system; needed where
+                anybody can write to it.
+
+        Raises:
+            ThinIdTaken: there is one of that number.
+            PoolFull, PoolFailed: the pool cannot take it, or has no such origin.
+        """
+        name = self.name(origin)
+        if not quiesce or find_device(self._control, name) is None:
+            self._send(f"create_snap {thin_id} {origin}")
+            return
+        with suspended(self._control, name):
+            self._send(f"create_snap {thin_id} {origin}")
+
+    def delete(self, thin_id: int) -> bool:
+        """Delete a thin device that is not active; False where there is none.
+
+        Raises:
+            DeviceMapperError: EBUSY, where it is active.
+            PoolFailed: the pool takes no changes.
+        """
+        try:
+            thin.delete_thin(self._control, self._pool, thin_id)
+        except DeviceMapperError as error:
+            if error.errno == errno.ENODATA:
+                return False
+            raise self._explained(error) from error
+        return True
+
+    def _send(self, text: str) -> None:
+        try:
+            self._control.message(self._pool, text)
+        except DeviceMapperError as error:
+            if error.errno == errno.EEXIST:
+                raise ThinIdTaken(text) from error
+            if error.errno == errno.ENODATA:
+                raise PoolFailed(f"pool {self._pool} has no thin device {text.rpartition(' ')[2]}") from error
+            raise self._explained(error) from error
+
+    def _explained(self, error: DeviceMapperError) -> PoolFailed | PoolFull | DeviceMapperError:
+        """The pool's trouble, where it has one; else what the errno means for a pool."""
+        if error.errno == errno.EBUSY:
+            return error
+        with suppress(DeviceMapperError):
+            found = trouble(self._pool, thin.pool_status(self._control, self._pool))
+            if found is not None:
+                return found
+        if error.errno == errno.ENOSPC:
+            return PoolFull(error.message, hint="thinpool grow --metadata SIZE, or rm layers that are not needed")
+        if error.errno == errno.ENXIO:
+            return PoolFailed(f"pool {self._pool} is not active", hint="thinpool up")
+        if error.errno in {errno.EIO, errno.EOPNOTSUPP, errno.EROFS, errno.ENODATA}:
+            return PoolFailed(error.message)
+        return error
