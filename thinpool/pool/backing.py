@@ -54,6 +54,12 @@ class Backing:
             raise ConfigError(
                 f"{self.metadata} has {format_size(metadata)}; metadata needs {format_size(METADATA_MIN)}"
             )
+        counts = space_map_size(data, block_size)
+        if metadata < 2 * counts:
+            raise ConfigError(
+                f"{self.metadata} has {format_size(metadata)}; {human_size(data)} of data need at least"
+                f" {human_size(2 * counts)} of metadata"
+            )
 
     def check_holds(self, superblock: Superblock) -> None:
         """Raise PoolFailed where a device is smaller than the pool that is on it."""
