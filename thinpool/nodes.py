@@ -1,4 +1,4 @@
-"""Device nodes, also where nobody makes them: no devtmpfs, no udevd, a module that is not loaded yet.
+"""Modules and device nodes, also where nobody else sees to them: a module not loaded yet, no devtmpfs, no udevd.
 
 In containers and early boot /dev is often a plain tmpfs. A node is only a name for a number, and the kernel tells every
 number in /proc/misc and /sys, so a missing one is made here.
@@ -38,7 +38,7 @@ def open_misc(path: str, name: str, module: str) -> int:
             raise
     minor = _misc_minor(name)
     if minor is None:
-        _load(module)
+        load_module(module)  # whether it helped shows in /proc/misc
         minor = _misc_minor(name)
     if minor is None:
         raise OSError(errno.ENODEV, os.strerror(errno.ENODEV), path)
@@ -79,12 +79,19 @@ def _misc_minor(name: str) -> int | None:
     return None
 
 
-def _load(module: str) -> None:
-    """Try modprobe(8); whether it helped shows in /proc/misc."""
+def load_module(module: str) -> str | None:
+    """Have modprobe(8) load a module, by name or alias: None if it did, else why not."""
     import sh  # noqa: PLC0415 - it loads asyncio, and the module is there as a rule
 
-    with suppress(sh.CommandNotFound, sh.ErrorReturnCode, sh.TimeoutException):
-        environment = {**os.environ, "PATH": f"{os.environ.get('PATH', '')}:{_ADMIN_PATH}"}
-        sh.Command("modprobe", search_paths=_ADMIN_PATH.split(":"))(
-            "--quiet", module, _env=environment, _timeout=_MODPROBE_SECONDS, _tty_out=False
-        )
+    environment = {**os.environ, "PATH": f"{os.environ.get('PATH', '')}:{_ADMIN_PATH}", "LC_ALL": "C.UTF-8"}
+    try:
+        modprobe = sh.Command("modprobe", search_paths=environment["PATH"].strip(":").split(":"))
+        modprobe("--", module, _env=environment, _timeout=_MODPROBE_SECONDS, _tty_out=False)
+    except sh.CommandNotFound:
+        return "modprobe is not installed"
+    except sh.TimeoutException:
+        return f"modprobe took longer than {_MODPROBE_SECONDS} s"
+    except sh.ErrorReturnCode as error:
+        said: str = error.stderr.decode(errors="replace").strip()
+        return said.splitlines()[-1] if said else f"modprobe failed with status {error.exit_code}"
+    return None

@@ -12,7 +12,7 @@ from pathlib import Path
 import attrs
 import pytest
 
-from tests.kernel.dm.private_dev import run_in_private_dev
+from tests.kernel.dm.private_dev import run_without_udevd
 from thinpool import loop
 from thinpool.dm.device import block_device_size
 from thinpool.errors import LoopError
@@ -285,7 +285,7 @@ assert not [name for name in os.listdir("/dev") if name.startswith("loop")]
 with loop.attach({str(image)!r}, autoclear=True) as device:
     print(block_device_size(device.path), loop.find({str(image)!r}) == device)
 """
-    assert run_in_private_dev(script, str(folder)) == f"{MIB} True\n"
+    assert run_without_udevd(script, dev=str(folder)) == f"{MIB} True\n"
 
 
 def test_without_loop_devices_in_the_kernel(image: Path, scratch: Path) -> None:
@@ -301,4 +301,4 @@ except LoopError as error:
     print(error.message, error.hint, sep="; ")
 """
     expected = "there are no loop devices here: /dev/loop-control: No such device; load the kernel's module loop\n"
-    assert run_in_private_dev(script, str(folder), misc=str(misc)) == expected
+    assert run_without_udevd(script, dev=str(folder), misc=str(misc)) == expected

@@ -12,7 +12,6 @@ from types import TracebackType
 from typing import Self
 
 from thinpool.dm.failures import failure
-from thinpool.dm.modules import load_module, open_control
 from thinpool.dm.nodes import Nodes
 from thinpool.dm.protocol import (
     BUFFER_FULL,
@@ -50,6 +49,7 @@ from thinpool.dm.protocol import (
 )  # fmt: skip
 from thinpool.dm.targets import TableEntry
 from thinpool.errors import DriverUnsupported, NotPermitted
+from thinpool.nodes import load_module, open_misc
 
 __all__ = ["UDEV_FLAGS", "Control", "DeviceEntry", "DeviceInfo", "StatusEntry", "TargetVersion"]
 
@@ -83,7 +83,7 @@ class Control:
 
     def __init__(self, path: str = CONTROL) -> None:
         self.nodes = Nodes()
-        self._fd = open_control(path)
+        self._fd = _open(path)
         try:
             self.interface = self._negotiate()
         except BaseException:
@@ -312,3 +312,12 @@ class Control:
     def wait(self, name: str, event_nr: int) -> DeviceInfo:
         """Wait until a device's last event is another one than number `event_nr`: its state then."""
         return decode_info(self._call(Ioctl.DM_DEV_WAIT, name, event=event_nr))
+
+
+def _open(path: str) -> int:
+    try:
+        return open_misc(path, "device-mapper", "dm_mod")
+    except PermissionError as error:
+        raise NotPermitted("device-mapper needs root", hint="run as root") from error
+    except OSError as error:
+        raise DriverUnsupported(f"this kernel has no device-mapper ({error.filename}: {error.strerror})") from error

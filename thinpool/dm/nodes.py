@@ -6,9 +6,11 @@ that asks the kernel again after it took something away, it needs no lock agains
 """
 
 import os
-import stat
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
+
+from thinpool.nodes import ensure_block_node
 
 _DEV = "/dev"
 _UDEVD = "/run/udev/control"
@@ -62,21 +64,12 @@ def _is_devtmpfs(device: int) -> bool:
 
 def _settle_node(device: Device) -> None:
     path = f"{_DEV}/dm-{device[1]}"
-    number = os.makedev(*device)
     if not _exists(device):
         with suppress(FileNotFoundError):
             os.unlink(path)
     if not _exists(device):
         return
-    try:
-        found = os.lstat(path)
-        if stat.S_ISBLK(found.st_mode) and found.st_rdev == number:
-            return
-        os.unlink(path)
-    except FileNotFoundError:
-        pass
-    with suppress(FileExistsError):
-        os.mknod(path, stat.S_IFBLK | 0o600, number)
+    ensure_block_node(Path(path), *device)
 
 
 def _exists(device: Device) -> bool:

@@ -1,30 +1,32 @@
-"""A /dev that nobody looks after, as in many containers: a plain tmpfs with none of the nodes that devtmpfs makes."""
+"""Mount namespaces with a /dev that nobody looks after, as in many containers."""
 
 import subprocess
 import sys
 
 _SETUP = """
 set -e
-mount -t tmpfs -o mode=755 tmpfs "$1"
-for name in null zero urandom; do touch "$1/$name"; mount --bind "/dev/$name" "$1/$name"; done
-if test -n "$3"; then mount -t tmpfs tmpfs /run/udev; fi
-if test -n "$4"; then mount --bind "$4" /proc/misc; fi
-mount --rbind "$1" /dev
-exec "$5" -c "$2"
+if test -n "$1"; then
+    mount -t tmpfs -o mode=755 tmpfs "$1"
+    for name in null zero urandom; do touch "$1/$name"; mount --bind "/dev/$name" "$1/$name"; done
+    mount --rbind "$1" /dev
+fi
+mount -t tmpfs tmpfs /run/udev
+if test -n "$2"; then mount --bind "$2" /proc/misc; fi
+exec "$3" -c "$4"
 """
 
 
-def run_in_private_dev(script: str, folder: str, *, hide_udev: bool = True, misc: str = "") -> str:
-    """Run Python in a mount namespace of its own, with an empty /dev: what it prints.
+def run_without_udevd(script: str, *, dev: str = "", misc: str = "") -> str:
+    """Run Python in a mount namespace of its own, where nothing speaks of an udevd: what it prints.
 
     Args:
         script: the Python.
-        folder: an empty folder, to be mounted on in the namespace alone.
-        hide_udev: let /run/udev be empty too.
-        misc: a file to be seen as /proc/misc.
+        dev: an empty folder, to become a /dev with none of the nodes that a devtmpfs has; "" leaves /dev as it is.
+        misc: a file to be seen as /proc/misc; "" leaves that as it is.
     """
     command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", _SETUP, "sh"]
-    arguments = [folder, script, "y" if hide_udev else "", misc, sys.executable]
-    done = subprocess.run([*command, *arguments], check=False, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [*command, dev, misc, sys.executable, script], check=False, capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
