@@ -19,6 +19,7 @@ KEYS = {attribute: key for key, attribute in ATTRIBUTES.items()}
 _VERSION = struct.pack("<I", 2)
 _ENTRY = struct.Struct("<HHI")
 _NO_ID = 0xFFFFFFFF
+_LONGEST_ID = 20
 _TAGS = {
     (b"user", False): 0x01,
     (b"user", True): 0x02,
@@ -30,10 +31,11 @@ _TAGS = {
 _BITS = {b"r"[0]: 4, b"w"[0]: 2, b"x"[0]: 1}
 
 
-def from_text(text: bytes) -> bytes:
+def from_text(text: bytes) -> bytes | None:
     """The binary form of a list such as `user::rwx,user:1000:r-x,group::r--,mask::r-x,other::---`.
 
-    bsdtar adds the id as a fourth field, which counts; a name alone is refused, as it means nothing in a layer.
+    bsdtar adds the id as a fourth field, which counts. A name alone is one of the machine that wrote the archive and
+    means nothing here: a list with such names is None.
 
     Raises:
         ArchiveError: it cannot be understood.
@@ -42,7 +44,10 @@ def from_text(text: bytes) -> bytes:
     for line in text.replace(b"\n", b",").split(b","):
         item = line.partition(b"#")[0].strip()
         if item:
-            entries.append(_entry(item))
+            entry = _entry(item)
+            if entry is None:
+                return None
+            entries.append(entry)
     return _VERSION + b"".join(_ENTRY.pack(*entry) for entry in sorted(entries, key=lambda entry: (entry[0], entry[2])))
 
 
@@ -61,7 +66,7 @@ def to_text(value: bytes) -> bytes | None:
     return b",".join(lines)
 
 
-def _entry(item: bytes) -> tuple[int, int, int]:
+def _entry(item: bytes) -> tuple[int, int, int] | None:
     kind, *fields = item.split(b":")
     if len(fields) == 1:  # bsdtar and setfacl allow `mask:r-x` and `other:r-x`
         fields.insert(0, b"")
@@ -71,9 +76,11 @@ def _entry(item: bytes) -> tuple[int, int, int]:
     number = _NO_ID
     if fields[0]:
         text = fields[2] if len(fields) == 3 else fields[0]
-        if not text.isdigit() or len(text) > 10 or int(text) >= _NO_ID:
-            raise ArchiveError(f"access control list with the name {shown(fields[0])}: only numeric ids have a meaning")
-        number = int(text)
+        if not text.isdigit():
+            return None
+        number = int(text[:_LONGEST_ID])
+        if number >= _NO_ID:
+            raise ArchiveError(f"malformed access control list: {shown(item)}")
     bits = 0
     for letter in fields[1]:
         if letter not in _BITS and letter != 0x2D:

@@ -2,13 +2,14 @@
 
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import ExitStack
 from typing import IO
 
 import attrs
 
 from thinpool.errors import TreeError
-from thinpool.layer import acl, whiteouts, xattrs
+from thinpool.layer import acl, holes, whiteouts, xattrs
 from thinpool.layer.names import names_of
 from thinpool.layer.parents import Parents
 from thinpool.layer.sink import Compression, Sink
@@ -64,7 +65,8 @@ def write_layer(
 
     A changed entry comes in full, after its parent directories; a deleted one as a whiteout. Of a file with several
     names the first has the content and the others are links to it, and names that did not change follow at the end, so
-    that no link leads out of the archive. Sockets, and names that would be read as whiteouts, are left out with a
+    that no link leads out of the archive. Of a file with much that is zero the zeros are left out, as
+    `thinpool.layer.holes` tells. Sockets, and names that would be read as whiteouts, are left out with a
     warning. Memory is
     bounded, but for the names of files with several names of which some are still to come.
 
@@ -79,7 +81,11 @@ def write_layer(
     Raises:
         TreeError: the tree cannot be read, or changed meanwhile.
     """
-    with Descent(newer) as descent, Sink(fileobj, compress, progress) as sink:
+    with ExitStack() as stack:
+        if isinstance(changes, Generator):  # which keeps directories open, of trees that are to be unmounted
+            stack.callback(changes.close)
+        descent = stack.enter_context(Descent(newer))
+        sink = stack.enter_context(Sink(fileobj, compress, progress))
         layer = _Layer(descent, sink)
         for change in changes:
             layer.add(change.kind, os.fsencode(change.path)[1:])
@@ -194,19 +200,34 @@ class _Layer:
         return True
 
     def _add_file(self, dir_fd: int, status: os.stat_result, path: bytes, name: bytes) -> None:
+        size = status.st_size
         fd = os.open(name, _READ, dir_fd=dir_fd)
         try:
-            self._emit(self._describe(status, EntryType.REGULAR, path, fd, dir_fd, name, status.st_size))
-            left = status.st_size
-            while left:
-                data = os.read(fd, min(left, _CHUNK))
-                if not data:
-                    raise TreeError(f"{shown(path)} became shorter while it was exported")
-                left -= len(data)
-                self._sink.write(data)
-            self._sink.write(padding(status.st_size))
+            entry = self._describe(status, EntryType.REGULAR, path, fd, dir_fd, name, size)
+            extents = holes.data_extents(fd, size) if size >= holes.WORTHWHILE else None
+            if extents is None:
+                self._emit(entry)
+                self._copy(fd, path, 0, size)
+            else:
+                lead = holes.format_map(extents, size)
+                size = len(lead) + sum(length for _, length in extents)
+                records = [*holes.records(path, entry.size), *entry.extra]
+                self._emit(attrs.evolve(entry, name=holes.stand_in(path), size=size, extra=records))
+                self._sink.write(lead)
+                for offset, length in extents:
+                    self._copy(fd, path, offset, length)
+            self._sink.write(padding(size))
         finally:
             os.close(fd)
+
+    def _copy(self, fd: int, path: bytes, offset: int, size: int) -> None:
+        while size:
+            data = os.pread(fd, min(size, _CHUNK), offset)
+            if not data:
+                raise TreeError(f"{shown(path)} became shorter while it was exported")
+            offset += len(data)
+            size -= len(data)
+            self._sink.write(data)
 
     def _describe(
         self,

@@ -15,7 +15,7 @@ is trusted. What is left is a clock that is set back, onto the very nanosecond o
 import os
 import stat
 from collections.abc import Generator, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from os import stat_result
 
 import attrs
@@ -36,8 +36,8 @@ _EMPTY_ROOT_MODE = stat.S_IFDIR | 0o755
 def walk(older: int | None, newer: int, *, settled_ns: int | None = None) -> Iterator[Change]:
     """Compare two trees.
 
-    The names of one directory at a time, one number an inode with several names, and the changes after a path whose
-    hard links are not all seen yet are all that is kept in memory.
+    In memory are the names of the directories on the way down, and two numbers an inode with several names. Changes
+    after a path whose hard links are not all seen yet wait, most of them in a temporary file.
 
     Args:
         older: the older tree's root directory, `O_PATH` or readable, which may be a detached mount's. None stands for
@@ -58,7 +58,8 @@ def walk(older: int | None, newer: int, *, settled_ns: int | None = None) -> Ite
         with ExitStack() as stack:
             old = None if older is None else stack.enter_context(Descent(older))
             new = stack.enter_context(Descent(newer))
-            yield from _Walk(old, new, before_ns).run()
+            backlog = stack.enter_context(closing(Backlog()))
+            yield from _Walk(old, new, before_ns, backlog).run()
     except OSError as error:
         where = "" if error.filename is None else f" at {shown(error.filename)}"
         raise TreeError(f"the layer's tree cannot be read{where}: {error.strerror}") from error
@@ -110,12 +111,12 @@ class _Frame:
 
 
 class _Walk:
-    def __init__(self, older: Descent | None, newer: Descent, before_ns: int) -> None:
+    def __init__(self, older: Descent | None, newer: Descent, before_ns: int, backlog: Backlog) -> None:
         self._older = older
         self._newer = newer
         self._before_ns = before_ns
         self._links = LinkSets()
-        self._backlog = Backlog()
+        self._backlog = backlog
         self._prefix = "/"
 
     def run(self) -> Iterator[Change]:

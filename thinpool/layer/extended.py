@@ -29,12 +29,14 @@ class Extended:
         xattrs: extended attributes.
         pairs: offsets and lengths of a sparse member in format 0.0, in turn.
         memory: about how many bytes all this takes.
+        lost_acl: an access control list was left out because of names in it.
     """
 
     values: dict[bytes, bytes] = attrs.field(factory=dict)
     xattrs: dict[str, bytes] = attrs.field(factory=dict)
     pairs: list[int] = attrs.field(factory=list)
     memory: int = 0
+    lost_acl: bool = False
 
     @property
     def sparse(self) -> bool:
@@ -68,7 +70,11 @@ class Extended:
                 if name not in self.xattrs:
                     self._put_xattr(name, _base64(value))
             elif (attribute := acl.ATTRIBUTES.get(key)) is not None and attribute not in self.xattrs:
-                self._put_xattr(attribute, acl.from_text(value))
+                binary = acl.from_text(value)
+                if binary is None:
+                    self.lost_acl = True
+                else:
+                    self._put_xattr(attribute, binary)
 
     def over(self, base: "Extended") -> "Extended":
         """These records, and those of the base that they do not replace."""

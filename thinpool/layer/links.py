@@ -1,15 +1,21 @@
 """Which names share an inode, compared between two trees in one pass over both."""
 
+import os
 import stat
+import struct
+import tempfile
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from os import stat_result
+from typing import IO
 
 import attrs
 
-from thinpool.model import Change
+from thinpool.model import Change, ChangeKind
 
 _Id = tuple[int, int]
+_RECORD = struct.Struct("<cQI")
+_KINDS: Mapping[bytes, ChangeKind] = {b"A": "A", b"C": "C", b"D": "D"}
 
 
 @attrs.define(eq=False)
@@ -68,17 +74,29 @@ class LinkSets:
 
 
 class Backlog:
-    """Changes in order, held back from the first path on of which it is not yet known whether it changed."""
+    """Changes in order, held back from the first path on of which it is not yet known whether it changed.
 
-    def __init__(self) -> None:
+    The first of them are in memory, the others in a temporary file.
+    """
+
+    def __init__(self, in_memory: int = 20_000) -> None:
+        """Begin empty, with room for so many changes in memory."""
+        self._in_memory = in_memory
         self._waiting: deque[tuple[Change, Pair | None]] = deque()
+        self._pairs: list[Pair] = []
+        self._file: IO[bytes] | None = None
+        self._read_at = 0
+        self._written_to = 0
 
     def __bool__(self) -> bool:
         return bool(self._waiting)
 
     def add(self, change: Change, pair: Pair | None = None) -> None:
         """Append a change that is certain, or one that is a change if its pair turns out to differ."""
-        self._waiting.append((change, pair))
+        if self._written_to == self._read_at and len(self._waiting) < self._in_memory:
+            self._waiting.append((change, pair))
+        else:
+            self._spill(change, pair)
 
     def ready(self, *, at_end: bool = False) -> Iterator[Change]:
         """The changes that need not wait any longer; at the end of both trees, all that are changes."""
@@ -88,8 +106,38 @@ class Backlog:
             if pair is not None and not (at_end or pair.decided):
                 return
             waiting.popleft()
+            if not waiting:
+                self._refill()
             if pair is None or pair.differs:
                 yield change
+
+    def close(self) -> None:
+        """Let the temporary file go."""
+        if self._file is not None:
+            self._file.close()
+
+    def _spill(self, change: Change, pair: Pair | None) -> None:
+        if self._file is None:
+            # closed by `close`
+            self._file = tempfile.TemporaryFile()  # noqa: SIM115
+        number = 0
+        if pair is not None:
+            self._pairs.append(pair)
+            number = len(self._pairs)
+        path = os.fsencode(change.path)
+        self._file.seek(self._written_to)
+        self._written_to += self._file.write(_RECORD.pack(change.kind.encode(), number, len(path)) + path)
+
+    def _refill(self) -> None:
+        file = self._file
+        if file is None:
+            return
+        file.seek(self._read_at)
+        while self._read_at < self._written_to and len(self._waiting) < self._in_memory:
+            kind, number, length = _RECORD.unpack(file.read(_RECORD.size))
+            change = Change(_KINDS[kind], os.fsdecode(file.read(length)))
+            self._waiting.append((change, self._pairs[number - 1] if number else None))
+            self._read_at += _RECORD.size + length
 
 
 def _shared(status: stat_result) -> bool:

@@ -18,6 +18,7 @@ from thinpool.layer.tarformat import BLOCK, ZERO_BLOCK, EntryType, Header, parse
 from thinpool.layer.text import shown
 from thinpool.units import human_size
 
+_MOST_WARNINGS = 20
 _REGULAR = frozenset({b"0", b"\0", b"7", b"S"})
 _SKIPPED = frozenset({b"V"})  # GNU: the volume's label
 _TYPES = {entry_type.value: entry_type for entry_type in EntryType} | {b"D": EntryType.DIRECTORY}
@@ -130,6 +131,8 @@ class TarReader:
                         long_link = data.rstrip(b"\0")
                     case _:
                         local.update(data)
+                        if local.lost_acl and len(self.warnings) < _MOST_WARNINGS:
+                            self.warnings.append("left out access control lists with names: only numeric ids count")
                 continue
             if header.flag in _SKIPPED:
                 self._left, self._padding = header.size, -header.size % BLOCK

@@ -10,8 +10,9 @@ import pytest
 from tests.kernel.layer.images import Images
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def images() -> Iterator[Images]:
-    images = Images(Path(tempfile.mkdtemp(prefix="images-", dir=os.environ.get("LAB_SCRATCH"))))
+    """Loop devices that all tests of a module share; none uses what another left in them."""
+    images = Images.open(Path(tempfile.mkdtemp(prefix="images-", dir=os.environ.get("LAB_SCRATCH"))))
     yield images
     images.close()

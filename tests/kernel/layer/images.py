@@ -13,6 +13,7 @@ from thinpool.filesystem import syscalls
 
 _NOATIME = 1024
 _SIZE = 256 << 20
+_TEMPLATE = "template"
 
 
 @attrs.frozen
@@ -27,20 +28,25 @@ class Images:
     folder: Path
     loops: dict[str, str] = attrs.field(factory=dict)
 
+    @classmethod
+    def open(cls, folder: Path) -> "Images":
+        images = cls(folder)
+        for name in (_TEMPLATE, "older", "newer", "copy"):
+            with open(folder / name, "wb") as file:
+                file.truncate(_SIZE)
+            images.loops[name] = run("losetup", "--find", "--show", str(folder / name)).strip()
+        options = ("-O", "^has_journal", "-I", "512", "-N", "2048", "-E", "lazy_itable_init=0,nodiscard")
+        run("mkfs.ext4", "-q", "-F", *options, images.loops[_TEMPLATE])
+        with images.mounted(_TEMPLATE) as root:
+            (root / "lost+found").rmdir()
+        return images
+
     def make(self, name: str) -> None:
-        """An empty ext4 under a name, in place of what is there; made once, then copied."""
-        if "template" not in self.loops:
-            self._attach("template")
-            options = ("-O", "^has_journal", "-I", "512", "-N", "2048", "-E", "lazy_itable_init=0,nodiscard")
-            run("mkfs.ext4", "-q", "-F", *options, self.loops["template"])
-            with self.mounted("template") as root:
-                (root / "lost+found").rmdir()
-        self.copy("template", name)
+        """An empty ext4 under a name, in place of what is there."""
+        self.copy(_TEMPLATE, name)
 
     def copy(self, source: str, target: str) -> None:
         """A snapshot of a file system, neither of which is mounted."""
-        if target not in self.loops:
-            self._attach(target)
         with open(self.folder / source, "rb") as old, open(self.folder / target, "r+b") as new:
             os.truncate(new.fileno(), 0)
             os.truncate(new.fileno(), _SIZE)
@@ -58,16 +64,12 @@ class Images:
             yield place
         finally:
             syscalls.umount(str(place))
+            place.rmdir()
 
     def close(self) -> None:
         for loop in self.loops.values():
             run("losetup", "--detach", loop)
         shutil.rmtree(self.folder)
-
-    def _attach(self, name: str) -> None:
-        with open(self.folder / name, "wb") as file:
-            file.truncate(_SIZE)
-        self.loops[name] = run("losetup", "--find", "--show", str(self.folder / name)).strip()
 
 
 def _extents(fd: int) -> Iterator[tuple[int, int]]:

@@ -49,12 +49,12 @@ def assert_directory_times(archive: bytes, original: Path, copy: Path) -> None:
                 assert (copy / member.name).stat().st_mtime_ns == (original / member.name).stat().st_mtime_ns
 
 
-@examples(100)
+@examples(80)
 @given(before=makings, after=steps)
 def test_a_layer_on_its_base(images: Images, before: list[Step], after: list[Step]) -> None:
     images.make("older")
-    images.make("imported")
-    with images.mounted("imported") as copy:
+    images.make("copy")
+    with images.mounted("copy") as copy:
         with images.mounted("older") as older:
             Mutator(older).run(before)
             archive, written = exported(None, older)
@@ -77,8 +77,8 @@ def test_a_layer_on_its_base(images: Images, before: list[Step], after: list[Ste
 @given(before=makings)
 def test_gnu_tar_extracts_the_same(images: Images, before: list[Step]) -> None:
     images.make("older")
-    images.make("imported")
-    with images.mounted("older") as older, images.mounted("imported") as copy:
+    images.make("copy")
+    with images.mounted("older") as older, images.mounted("copy") as copy:
         Mutator(older).run(before)
         archive, _ = exported(None, older)
         extract(["tar", "--xattrs", "--xattrs-include=*", "--acls", "-xpf"], archive, copy)
@@ -94,8 +94,8 @@ def test_bsdtar_extracts_the_same(images: Images, before: list[Step]) -> None:
     attributes to the directory it extracts into.
     """
     images.make("older")
-    images.make("imported")
-    with images.mounted("older") as older, images.mounted("imported") as copy:
+    images.make("copy")
+    with images.mounted("older") as older, images.mounted("copy") as copy:
         Mutator(older).run(step for step in before if step.operation not in {"utime", "set_xattr"})
         archive, _ = exported(None, older)
         extract(["bsdtar", "--xattrs", "--acls", "-xpf"], archive, copy)

@@ -22,7 +22,7 @@ def walked(older: Path, newer: Path, settled_ns: int | None = None) -> list[Chan
         return list(walk(old, new, settled_ns=settled_ns))
 
 
-@examples(100)
+@examples(50)
 @given(before=makings, after=steps)
 def test_on_copies_in_memory(scratch: Path, before: list[Step], after: list[Step]) -> None:
     folder = Path(tempfile.mkdtemp(dir=scratch))
@@ -36,7 +36,7 @@ def test_on_copies_in_memory(scratch: Path, before: list[Step], after: list[Step
     shutil.rmtree(folder)
 
 
-@examples(100)
+@examples(150)
 @given(before=makings, after=steps)
 def test_on_snapshots_of_ext4(images: Images, before: list[Step], after: list[Step]) -> None:
     images.make("older")

@@ -93,6 +93,8 @@ class Entry:
         inode: to tell hard links.
         directory: it is one.
         mtime_ns: for directories too.
+        socket: it is one.
+        plain: it is a file or a symbolic link.
     """
 
     what: tuple[object, ...]
@@ -100,6 +102,7 @@ class Entry:
     directory: bool
     mtime_ns: int
     socket: bool
+    plain: bool
 
 
 Tree = Mapping[bytes, Entry]
@@ -142,14 +145,22 @@ def expected_changes(older: Tree, newer: Tree) -> list[Change]:
     return changes
 
 
-def content(tree: Tree) -> dict[bytes, tuple[object, ...]]:
-    """A tree as what a round trip must keep: everything but sockets and the times of directories, with hard links."""
+def content(tree: Tree, *, special_links: bool = True) -> dict[bytes, tuple[object, ...]]:
+    """A tree as what a round trip must keep: everything but sockets and the times of directories, with hard links.
+
+    Args:
+        tree: the tree.
+        special_links: tell the hard links of devices and FIFOs.
+    """
     kept = {path: entry for path, entry in tree.items() if not entry.socket}
     names = defaultdict(list)
     for path, entry in sorted(kept.items()):
-        if not entry.directory:
+        if not entry.directory and (special_links or entry.plain):
             names[entry.inode].append(path)
-    return {path: (entry.what, None if entry.directory else tuple(names[entry.inode])) for path, entry in kept.items()}
+    return {
+        path: (entry.what, None if entry.directory else tuple(names.get(entry.inode, ())))
+        for path, entry in kept.items()
+    }
 
 
 def _links(tree: Tree, path: bytes, common: Iterable[bytes]) -> set[bytes]:
@@ -174,7 +185,14 @@ def _entry(path: bytes) -> Entry:
     what.append({name: os.getxattr(path, name, follow_symlinks=False) for name in names})
     if not stat.S_ISDIR(mode):
         what.append(status.st_mtime_ns)
-    return Entry(tuple(what), status.st_ino, stat.S_ISDIR(mode), status.st_mtime_ns, stat.S_ISSOCK(mode))
+    return Entry(
+        tuple(what),
+        status.st_ino,
+        stat.S_ISDIR(mode),
+        status.st_mtime_ns,
+        stat.S_ISSOCK(mode),
+        stat.S_ISREG(mode) or stat.S_ISLNK(mode),
+    )
 
 
 # -- changing a tree
@@ -340,7 +358,7 @@ class Mutator:
 
     def _acl(self, step: Step) -> None:
         path = self._any(step)
-        acl = [(1, 7, 0xFFFFFFFF), (2, step.y % 8, 1000 + step.z % 3), (4, 5, 0xFFFFFFFF)]
+        acl = [(1, 7, 0xFFFFFFFF), (2, step.y % 8, 60_000 + step.z % 3), (4, 5, 0xFFFFFFFF)]
         acl += [(16, 7, 0xFFFFFFFF), (32, step.z % 8, 0xFFFFFFFF)]
         packed = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in acl)
         kind = "default" if step.y % 2 and os.path.isdir(path) and not os.path.islink(path) else "access"
