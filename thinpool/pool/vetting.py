@@ -7,16 +7,19 @@ the device's contents, which the database may not have.
 
 import errno
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import attrs
 import pyudev
 
+from thinpool import loop
 from thinpool.errors import ConfigError, DeviceUnsafe, PoolFailed, ToolError
 from thinpool.filesystem.mounts import mount_table
 from thinpool.filesystem.tools import tool
 from thinpool.metadata.superblock import Superblock, read_superblock
+from thinpool.pool.users import holders
 
 _PROBED = ("PTTYPE", "TYPE", "USAGE", "LABEL", "UUID")
 
@@ -93,25 +96,43 @@ def _users(device: _Device) -> Iterator[str]:
     partitions = [child.sys_name for child in _partitions(device.node)]
     if partitions:
         yield f"has partitions: {', '.join(sorted(partitions))}"
-    holders = Path(device.node.sys_path) / "holders"
-    names = sorted(os.listdir(holders)) if holders.is_dir() else []
-    if names:
-        yield f"is held by {', '.join(_holder_name(name) for name in names)}"
+    held_by = holders((os.major(device.number), os.minor(device.number)))
+    if held_by:
+        yield f"is held by {', '.join(held_by)}"
+    for other in _other_loops(device):
+        yield f"is below {other} too"
     numbers = os.major(device.number), os.minor(device.number)
     for entry in mount_table():
         if entry.device == numbers:
             yield f"is mounted on {entry.target}"
     if device.number in _swaps():
         yield "is in use as swap"
+    if (Path(device.node.sys_path) / "ro").read_text(encoding="ascii").strip() != "0":
+        yield "cannot be written: it is read-only"
     try:
         os.close(os.open(device.path, os.O_RDWR | os.O_EXCL | os.O_CLOEXEC))
     except OSError as error:
         yield "is in use" if error.errno == errno.EBUSY else f"cannot be written: {error.strerror}"
 
 
-def _holder_name(name: str) -> str:
-    file = Path("/sys/block") / name / "dm/name"
-    return f"{name} ({file.read_text().strip()})" if file.exists() else name
+def _other_loops(device: _Device) -> Iterator[Path]:
+    """Other loop devices on the file of a loop device, or on the device itself: an exclusive open sees none of them."""
+    mine = loop.list_loops()
+    file = next(((one.backing_device, one.backing_inode) for one in mine if _number(one.path) == device.number), None)
+    for one in mine:
+        if _number(one.path) == device.number:
+            continue
+        if (one.backing_device, one.backing_inode) == file or _number(loop.backing(one).path) == device.number:
+            yield one.path
+
+
+def _number(path: Path) -> int | None:
+    """The number of a block device's node; None for anything else."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_rdev if stat.S_ISBLK(found.st_mode) else None
 
 
 def _swaps() -> set[int]:
@@ -127,8 +148,9 @@ def _contents(device: _Device) -> Iterator[str]:
         superblock = None
     if superblock is not None:
         yield "carries thin-pool metadata"
+    is_partition = device.node.properties.get("DEVTYPE") == "partition"  # which has its disk's table type
     for key, what in (("ID_PART_TABLE_TYPE", "a partition table"), ("ID_FS_TYPE", "a signature")):
-        if value := device.node.properties.get(key):
+        if (value := device.node.properties.get(key)) and not (is_partition and key == "ID_PART_TABLE_TYPE"):
             yield f"carries {what} ({value})"
     yield from _probe(device)
 
