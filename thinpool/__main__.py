@@ -20,7 +20,10 @@ def main() -> int:
         signals.install()
         from thinpool.cli.app import run  # noqa: PLC0415 - an interrupt during the long import is caught here
 
-        return run(arguments)
+        try:
+            return run(arguments)
+        finally:
+            signals.disregard()
     except KeyboardInterrupt as interrupt:
         # Before there was anything to undo, or after all was said; without an import, which may be what it broke.
         return 128 + getattr(interrupt, "signum", 2)

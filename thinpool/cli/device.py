@@ -308,10 +308,10 @@ def detach(_settings: Settings, loops: "tuple[Path, ...]") -> None:
     A device that is in use is detached when its last user lets go.
     """
     require_root("a loop device")
-    from thinpool.cli.devices import detach_loop  # noqa: PLC0415 - brings thinpool.dm
+    from thinpool import loop  # noqa: PLC0415 - not needed for the help
 
     for path in loops:
-        detach_loop(path)
+        loop.detach(path)
 
 
 def _control() -> "Control":

@@ -1,9 +1,7 @@
 """Device-mapper devices as text and JSON, and a table from text."""
 
 import errno
-import fcntl
 import os
-import stat
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,14 +13,12 @@ import pyudev
 from thinpool.cli import output
 from thinpool.dm import Control, DeviceInfo, TableEntry, Thin, parse_target
 from thinpool.dm.device import create_device
-from thinpool.errors import DeviceMapperError, LoopError
+from thinpool.errors import DeviceMapperError
 from thinpool.units import SECTOR, human_size
 
 _MAPPER = "/dev/mapper"
 _UDEV = "/run/udev/control"
 _UDEV_SECONDS = 5.0
-_LOOP_MAJOR = 7
-_LOOP_CLR_FD = 0x4C01  # include/uapi/linux/loop.h
 
 
 @attrs.frozen
@@ -98,36 +94,22 @@ def parse_table(text: str) -> list[TableEntry]:
 def create_with_node(
     control: Control, name: str, table: Sequence[TableEntry], *, uuid: str, read_only: bool
 ) -> tuple[DeviceInfo, Path]:
-    """Make a device, wait until udev has named it, and give its path: below /dev/mapper, else its node."""
+    """Make a device, wait until udev, if it runs, has named it, and give its path: in /dev/mapper, else its node."""
+    events = _block_events() if os.path.exists(_UDEV) else None
+    info = create_device(control, name, table, uuid=uuid, read_only=read_only)
+    node, named = Path(f"/dev/dm-{info.minor}"), Path(_MAPPER, name)
+    while events is not None and not named.exists():
+        event = events.poll(_UDEV_SECONDS)
+        if event is None or (event.device_node == str(node) and event.action == "change"):
+            break
+    return info, named if named.exists() else node
+
+
+def _block_events() -> pyudev.Monitor:
     monitor = pyudev.Monitor.from_netlink(pyudev.Context())
     monitor.filter_by("block")
     monitor.start()
-    info = create_device(control, name, table, uuid=uuid, read_only=read_only)
-    node = f"/dev/dm-{info.minor}"
-    named = Path(_MAPPER, name)
-    while os.path.exists(_UDEV) and not named.exists():
-        event = monitor.poll(_UDEV_SECONDS)
-        if event is None or (event.device_node == node and event.action == "change"):
-            break
-    return info, named if named.exists() else Path(node)
-
-
-def detach_loop(path: Path) -> None:
-    """Detach a loop device from its file, at once or, if it is in use, when its last user lets go (loop(4)).
-
-    Raises:
-        LoopError: it is no loop device, or no file is attached.
-    """
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        status = os.fstat(fd)
-        if not stat.S_ISBLK(status.st_mode) or os.major(status.st_rdev) != _LOOP_MAJOR:
-            raise LoopError(f"{path} is no loop device")
-        fcntl.ioctl(fd, _LOOP_CLR_FD)
-    except OSError as error:
-        raise LoopError(f"cannot detach {path}: {error.strerror}") from error
-    finally:
-        os.close(fd)
+    return monitor
 
 
 def devices(control: Control) -> list[Entry]:

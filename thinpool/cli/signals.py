@@ -49,6 +49,13 @@ def install() -> None:
     sys.unraisablehook = _raise_again
 
 
+def disregard() -> None:
+    """Let signals pass from now on: all is done, and the process ends anyway."""
+    for signum in HANDLED:
+        if signal.getsignal(signum) is not signal.SIG_IGN:
+            signal.signal(signum, _leave)
+
+
 @contextlib.contextmanager
 def left_to_child() -> Iterator[None]:
     r"""While a command runs in the foreground of our terminal, leave the keyboard's signals to it.
@@ -80,9 +87,7 @@ def _leave(_signum: int, _frame: FrameType | None) -> None:
 
 
 def _raise_once(signum: int, _frame: FrameType | None) -> None:
-    for handled in HANDLED:
-        if signal.getsignal(handled) is not signal.SIG_IGN:
-            signal.signal(handled, _leave)
+    disregard()
     raise Interrupted(signum)
 
 

@@ -31,7 +31,8 @@ def test_init_makes_a_store_and_verifies_it(empty: Cli) -> None:
 def test_the_warnings_of_a_new_store_are_shown_once(empty: Cli) -> None:
     status, output, errors = empty.outcome("-s", "devicemapper", *OPTIONS, *SMALL, "init")
     assert (status, output) == (0, f"created: devicemapper store in {empty.root}\n")
-    assert errors.splitlines() == [f"thinpool: warning: {warning}" for warning in empty.json("info")["warnings"]]
+    assert errors.startswith("thinpool: warning: the pool lies on loop files")
+    assert all(line.startswith("thinpool: warning: ") for line in errors.splitlines())
     assert empty.outcome("init")[2] == ""
     assert empty("down") == ""
 

@@ -105,3 +105,16 @@ def test_keyboard_signals_are_left_to_a_command_on_our_terminal() -> None:
         seen += os.read(terminal, 1024)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 130
     os.close(terminal)
+
+
+def test_a_signal_after_the_work_is_disregarded() -> None:
+    body = """
+ready()
+signals.disregard()
+for signum in signals.HANDLED:
+    signal.raise_signal(signum)
+print("ended", flush=True)
+"""
+    with start(body) as process:
+        assert process.communicate() == (b"ended\n", b"")
+    assert process.returncode == 0
