@@ -163,9 +163,11 @@ class Control:
         except PermissionError as error:
             raise NotPermitted("device-mapper needs root", hint="run as root, with CAP_SYS_ADMIN") from error
         except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise DriverUnsupported(f"the control device does not speak device-mapper: {error.strerror}") from error
             found = ".".join(map(str, struct.unpack_from("=III", buffer)))
             raise DriverUnsupported(
-                f"the kernel's device-mapper interface is {found}; thinpool speaks 4.x ({error.strerror})"
+                f"the kernel has version {found} of the device-mapper interface; accepted is {_INTERFACE[0]}.x"
             ) from error
         major, minor, patch = struct.unpack_from("=III", buffer)
         return major, minor, patch
