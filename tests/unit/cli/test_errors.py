@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -146,6 +147,16 @@ def test_a_full_device_as_output() -> None:
     assert done.returncode == 1
     assert done.stderr.splitlines()[0] == b"thinpool: error: No space left on device"
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_reader_that_went_away() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "thinpool", "completion", "bash"], stdout=write, stderr=subprocess.PIPE, check=False
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, b"")
 
 
 def test_version(thinpool: RunProcess) -> None:
