@@ -43,9 +43,9 @@ def walk(older: int | None, newer: int, *, settled_ns: int | None = None) -> Ite
         older: the older tree's root directory, `O_PATH` or readable, which may be a detached mount's. None stands for
             an empty root directory: mode 0755, owned by root, no extended attributes.
         newer: the newer tree's root directory.
-        settled_ns: the time (nanoseconds since 1970) when the trees' common ancestor was complete: the older tree
-            itself where the newer one descends from it. None: nothing is known, and the content of every file that
-            agrees in all else is read.
+        settled_ns: a time (nanoseconds since 1970) before which the two trees were one, so not later than the
+            snapshot of their last common ancestor, which is the older tree itself where the newer one descends from
+            it. None: nothing is known, and the content of every file that agrees in all else is read.
 
     Yields:
         The changes, sorted by the bytes of their paths.
