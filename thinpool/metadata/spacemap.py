@@ -80,7 +80,7 @@ class SpaceMap:
 
     def _by_page(self, blocks: Sequence[int]) -> Iterator[tuple[int, Sequence[int]]]:
         ordered = sorted(blocks)
-        if ordered and (ordered[0] < 0 or ordered[-1] >= self.blocks):
+        if ordered and ordered[-1] >= self.blocks:
             raise self._beyond(ordered[-1])
         start = 0
         while start < len(ordered):

@@ -134,8 +134,7 @@ def census(nodes: NodeReader, roots: Mapping[int, int]) -> dict[int, int]:
     references = _References()
     for thin_id, root in roots.items():
         for leaf in mapping_tree(nodes, root).leaves(select=_claims(owners, thin_id)):
-            if owners[leaf.block] == thin_id:
-                references.add(leaf)
+            references.add(leaf)  # one that is met twice is shared, and so are its blocks
 
     def own(thin_id: int) -> Select:
         return lambda blocks: [owners[block] == thin_id for block in blocks]

@@ -202,9 +202,35 @@ def test_a_tower_of_single_children_is_no_stack_overflow() -> None:
     assert source.calls <= MAX_DEPTH + 1
 
 
+def test_a_tower_that_a_device_owns_is_none_either() -> None:
+    image = Image()
+    block = image.mapping_tree({0: 0}, Shape())
+    for _ in range(MAX_DEPTH):
+        child, block = block, image.node(leaf=False, keys=[0], values=[struct.pack("<Q", block)], value_size=8)
+        image.children[block] = [child]
+    top = image.tree([(1, struct.pack("<Q", block))], 8, Shape())
+    image.children[top] = [block]
+    details = image.tree([(1, bytes(24))], 24, Shape())
+    for held in (False, True):
+        source = image.finish((top, details), (top, details))
+        with Books(source, held=held) as books, pytest.raises(PoolFailed, match=f"more than {MAX_DEPTH} levels"):
+            books.exclusive_blocks(1)
+
+
+def test_a_device_without_mappings_or_without_details() -> None:
+    image = Image()
+    mapped, _ = image.devices({1: {0: 0}}, {}, Shape())
+    _, details = image.devices({2: {0: 1}}, {}, Shape())
+    with Books(image.finish((mapped, details))) as books:
+        with pytest.raises(PoolFailed, match="no thin device 2"):
+            list(books.usage())
+        with pytest.raises(PoolFailed, match="no thin device 1"):
+            books.mapped_blocks(1)
+
+
 @settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=200), st.integers(0, BLOCK - 200), st.booleans())
-def test_noise_is_refused(noise: bytes, offset: int, seal: bool) -> None:  # noqa: FBT001 - hypothesis passes it
+def test_noise_is_refused(noise: bytes, offset: int, seal: bool) -> None:
     data = bytes(offset) + noise.ljust(BLOCK - offset, b"\1")
     data = sealed(data, NODE_SALT) if seal else data
     nodes = NodeReader(BlockReader(MemorySource({1: data}, 2)))

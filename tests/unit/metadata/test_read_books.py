@@ -113,6 +113,18 @@ def test_a_write_without_a_commit_of_its_own_is_noticed(pool: Pool) -> None:
         assert not books.unchanged()
 
 
+def test_a_commit_is_noticed_where_the_kernel_counts_no_writes() -> None:
+    def source(transaction_id: int) -> MemorySource:
+        image = Image()
+        return image.finish(image.devices({1: {0: 0}}, {}, Shape()), transaction_id=transaction_id)
+
+    first = source(1)
+    with Books(first) as books:
+        assert books.unchanged()
+        first.data = source(2).data
+        assert not books.unchanged()
+
+
 def test_no_superblock_is_an_error(pool: Pool) -> None:
     pool.path.write_bytes(bytes(BLOCK * 4))
     with pytest.raises(PoolFailed, match="all zeros"):

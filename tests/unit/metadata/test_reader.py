@@ -127,6 +127,16 @@ def test_neighbours_are_read_at_once_and_only_what_was_asked_for_is_kept() -> No
     assert source.calls == 2
 
 
+def test_read_ahead_leaves_out_what_is_there() -> None:
+    source = numbered(1000)
+    reader = BlockReader(source)
+    reader.prefetch([10, 20])
+    reader.prefetch([10, 20, 30, 60])
+    reader.prefetch([10, 700])
+    assert source.reads[10] == source.reads[20] == 1
+    assert not reader.cached(700), "one block alone is left to the read itself"
+
+
 def test_read_ahead_does_not_outrun_the_cache() -> None:
     source = numbered(1000)
     reader = BlockReader(source, cache_blocks=10)
