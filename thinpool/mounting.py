@@ -11,10 +11,13 @@ from pathlib import Path, PosixPath
 from types import TracebackType
 from typing import Self
 
-from thinpool.drivers.base import BlockDevices
+import attrs
+
+from thinpool.drivers.base import BlockDevices, Storage
 from thinpool.errors import DriverUnsupported, LayerInUse, LayerNotFound, MountError
 from thinpool.filesystem import mounts
 from thinpool.filesystem.syscalls import is_mount_root
+from thinpool.model import Kind
 from thinpool.session import Session, storage
 from thinpool.state import LayerRecord
 
@@ -106,9 +109,18 @@ def tree(mount_fd: int) -> Iterator[int]:
 
 @contextmanager
 def looked_into(session: Session, name: str) -> Iterator[int]:
-    """The root directory of a layer, for reading, mounted nowhere; let go at the end."""
+    """The root directory of a layer, for reading, mounted nowhere; let go at the end.
+
+    Of an active layer that somebody uses it is the state of this instant, a snapshot that goes when it was looked at
+    (and that the next writer removes if this process dies).
+    """
     with session.locked(name) as record:
-        fd = attach(session, record, read_only=True)
+        busy = record.kind is Kind.ACTIVE and not session.driver.release(record.handle)
+        fd = -1 if busy else attach(session, record, read_only=True)
+    handle = record.handle
+    if busy:
+        session.driver.flush(storage(record))
+        handle, fd = _attach_instant(session, name)
     try:
         try:
             with tree(fd) as root:
@@ -116,7 +128,19 @@ def looked_into(session: Session, name: str) -> Iterator[int]:
         finally:
             os.close(fd)
     finally:
-        session.let_go(record.handle)
+        session.let_go(handle)
+
+
+def _attach_instant(session: Session, name: str) -> tuple[int, int]:
+    """Snapshot an active layer into storage that is doomed from the start: its handle, and a detached mount of it."""
+    with session.writer() as mark:
+        with session.state.transaction():
+            record = session.record(name)
+            mark.begin()
+            handle = session.snapshot(storage(record))
+            copy = attrs.evolve(record, handle=handle, name=None, parent=None, phase="doomed")
+            session.state.add(copy)
+        return handle, session.driver.attach(Storage(handle, record.size, immutable=True), read_only=True)
 
 
 def mount(session: Session, name: str, target: Path | None, *, read_only: bool) -> Mount:

@@ -54,7 +54,7 @@ class Session:
         if self._is_up and not again:
             return
         with self.locks.writer() as mark:
-            if self.driver.up() or mark.left_at_work() or again:
+            if self.driver.up() or mark.left_at_work() or again or self.state.unfinished():
                 mark.begin()
                 with suppress(PoolFailed):
                     recovery.mend(self.state, self.driver, self.locks)

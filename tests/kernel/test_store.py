@@ -147,6 +147,25 @@ def test_checkpoints_go_on(debian: Store) -> None:
     assert debian.stat("work").kind is Kind.ACTIVE
 
 
+def test_a_layer_in_use_is_compared_and_exported_as_of_the_instant(debian: Store) -> None:
+    before = debian.info().pool
+    debian.prepare("work", "debian")
+    with debian.mount("work") as root:
+        (root / "a").write_text("a")
+        assert listed(debian, "work") == [("A", "/a")]
+        carried = io.BytesIO()
+        debian.export_layer("work", carried)
+        (root / "b").write_text("b")
+        assert listed(debian, "work") == [("A", "/a"), ("A", "/b")]
+    with tarfile.open(fileobj=io.BytesIO(carried.getvalue())) as tar:
+        assert [member.name for member in tar.getmembers() if member.isfile()] == ["a"]
+    debian.remove("work")
+    after = debian.info().pool
+    assert before is not None
+    assert after is not None
+    assert after.data_used == before.data_used
+
+
 def test_any_two_layers_can_be_compared(debian: Store) -> None:
     for name in ("a", "b"):
         debian.prepare(f"{name}.work", "debian")

@@ -97,7 +97,7 @@ def test_somebody_elses_is_named_and_left_alone(pool: RandomPool, note: Path) ->
 
 
 def test_a_release_by_somebody_else_is_noticed(pool: RandomPool, note: Path) -> None:
-    def work(fails: bool) -> None:  # noqa: FBT001 - the two ways to end a block
+    def work(fails: bool) -> None:
         with metadata_snapshot(pool.control, pool.name, note=note):
             pool.message("release_metadata_snap")
             if fails:
