@@ -179,7 +179,8 @@ class Control:
 
     def devices(self) -> list[DeviceEntry]:
         """All devices."""
-        return list(decode_devices(self._send(Ioctl.DM_LIST_DEVICES, "", size=_LIST_SIZE), self.interface[1]))
+        buffer = self._send(Ioctl.DM_LIST_DEVICES, "", flags=UUID, size=_LIST_SIZE)
+        return list(decode_devices(buffer, self.interface[1]))
 
     def target_versions(self) -> list[TargetVersion]:
         """The targets that the kernel has loaded."""
@@ -216,7 +217,7 @@ class Control:
     # -- devices
 
     def create(self, name: str, uuid: str = "", *, read_only: bool = False) -> DeviceInfo:
-        """Make a device without a table; it is suspended."""
+        """Make a device without a table; it is of no use until it has one."""
         check_new_name(name)
         return decode_info(self._call(Ioctl.DM_DEV_CREATE, name, uuid, flags=READONLY if read_only else 0))
 

@@ -29,7 +29,7 @@ DISABLE_DISK_RULES, DISABLE_OTHER_RULES), name it in /dev/mapper all the same, a
 nothing (PRIMARY_SOURCE), as those after the device was written, or triggered again."""
 
 _EVENT_NR_SINCE = 37  # minor version of the interface, Linux 4.13
-_HAS_UUID = 1  # DM_NAME_LIST_FLAG_HAS_UUID, interface 4.43, Linux 5.11
+_HAS_UUID = 1  # DM_NAME_LIST_FLAG_HAS_UUID, interface 4.45, Linux 5.13, where DM_UUID_FLAG asks for it
 _HAS_NO_UUID = 2
 
 
@@ -85,7 +85,7 @@ class DeviceEntry:
         major: block device major number.
         minor: block device minor number.
         event_nr: number of its last event, or None where the kernel does not tell (before Linux 4.13).
-        uuid: its uuid, "" where it has none, or None where the kernel does not tell (before Linux 5.11).
+        uuid: its uuid, "" where it has none, or None where the kernel does not tell (before Linux 5.13).
     """
 
     name: str
