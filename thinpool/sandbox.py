@@ -26,6 +26,8 @@ _MS_NODEV = 4
 _MS_NOEXEC = 8
 _MS_BIND = 4096
 _FAILED = 125
+_GRACE_SECONDS = 10.0
+_PACKAGES = str(Path(__file__).parents[1])
 _NOT_RUNNABLE = 126
 _NOT_FOUND = 127
 
@@ -50,47 +52,69 @@ def run_in(
     environment = dict(_DEFAULT_ENVIRONMENT if environ is None else environ)
     if environ is None and "TERM" in os.environ:
         environment["TERM"] = os.environ["TERM"]
-    command = [sys.executable, "-I", "-m", "thinpool.sandbox", str(mount_fd), str(place), cwd, *argv]
-    with subprocess.Popen(command, env=environment, pass_fds=(mount_fd,)) as child:  # noqa: S603 - that is our purpose
-        try:
-            status = child.wait()
-        except BaseException:
-            child.terminate()
-            child.wait()
-            raise
-    if status == _FAILED:
-        raise MountError("the layer could not be entered (the reason stands above)")
+    entered, entering = os.pipe()
+    start = f"import sys; sys.path.insert(0, {_PACKAGES!r}); from thinpool.sandbox import main; main(sys.argv[1:])"
+    command = [sys.executable, "-I", "-c", start, str(mount_fd), str(entering), str(place), cwd, *argv]
+    try:
+        with subprocess.Popen(command, env=environment, pass_fds=(mount_fd, entering)) as child:  # noqa: S603
+            os.close(entering)
+            try:
+                status = child.wait()
+            except BaseException:
+                _end(child)
+                raise
+        if not os.read(entered, 1):
+            raise MountError("the layer could not be entered (the reason stands above)")
+    finally:
+        os.close(entered)
     return status if status >= 0 else 128 - status
 
 
-def main(arguments: Sequence[str]) -> int:
-    """The child: enter the layer and run the command; the exit status is the command's."""
-    mount_fd, place, cwd, *argv = arguments
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """Ask the command to end, and end it, with all that it started, if it does not."""
+    child.terminate()
     try:
+        child.wait(_GRACE_SECONDS)
+    except subprocess.TimeoutExpired:
+        child.kill()  # the first process of its namespace dies with it, and takes the others along
+        child.wait()
+
+
+def main(arguments: Sequence[str]) -> None:
+    """The child: enter the layer and run the command; the exit status is the command's."""
+    mount_fd, entering, place, cwd, *argv = arguments
+    try:
+        syscalls.die_with_parent()
         syscalls.unshare(syscalls.CLONE_NEWNS | syscalls.CLONE_NEWPID)
         child = os.fork()  # the first process of the new process namespace
         if child == 0:
-            os._exit(_init(int(mount_fd), place, cwd, argv))
+            syscalls.die_with_parent()
+            os._exit(_init(int(mount_fd), int(entering), place, cwd, argv))
     except OSError as error:
-        return _complain(f"cannot make namespaces: {error.strerror}")
+        sys.exit(_complain(f"cannot make namespaces: {error.strerror}"))
+    os.close(int(entering))
+    _leave_signals_to(child)
+    sys.exit(_reap(child))
+
+
+def _leave_signals_to(child: int) -> None:
     for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # the terminal sends them to the command too
+        signal.signal(number, signal.SIG_IGN)  # a terminal sends them to the command too
     signal.signal(signal.SIGTERM, lambda number, _frame: os.kill(child, number))
-    return _reap(child)
 
 
-def _init(mount_fd: int, place: str, cwd: str, argv: Sequence[str]) -> int:
+def _init(mount_fd: int, entering: int, place: str, cwd: str, argv: Sequence[str]) -> int:
     try:
         _enter(mount_fd, place)
         os.chdir(cwd)
     except OSError as error:
         return _complain(f"{error.filename or 'chdir'}: {error.strerror}")
+    os.write(entering, b"1")
+    os.close(entering)
     command = os.fork()
     if command == 0:
         _execute(argv)
-    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda number, _frame: os.kill(command, number))
+    _leave_signals_to(command)
     return _reap(command)
 
 
@@ -103,6 +127,8 @@ def _reap(child: int) -> int:
 
 
 def _execute(argv: Sequence[str]) -> None:
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_DFL)  # Python ignores them, and a command would inherit that
     try:
         os.execvp(argv[0], list(argv))  # noqa: S606 - that is our purpose
     except FileNotFoundError:
@@ -165,7 +191,3 @@ def _complain(text: str) -> int:
     sys.stderr.write(f"thinpool: error: {text}\n")
     sys.stderr.flush()
     return _FAILED
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

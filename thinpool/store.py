@@ -11,7 +11,7 @@ import attrs
 
 from thinpool import layers, mounting
 from thinpool.drivers.base import Growable
-from thinpool.errors import ConfigError, DriverUnsupported
+from thinpool.errors import ConfigError, DriverUnsupported, LayerNotFound
 from thinpool.filesystem.mounts import mount_table
 from thinpool.model import Changes, Kind, Layer, Usage
 from thinpool.mounting import BlockDevice, Mount
@@ -124,6 +124,17 @@ class Store:
             LayerNotFound: there is none of that name.
         """
         return self._session.record(name).layer()
+
+    def layer_of(self, number: int) -> Layer:
+        """The layer whose storage has that number (its thin id, with devicemapper).
+
+        Raises:
+            LayerNotFound: no layer has it.
+        """
+        record = self._session.state.by_handle(number)
+        if record is None or record.phase != "ready":
+            raise LayerNotFound(f"no layer has the number {number}")
+        return record.layer()
 
     def walk(self) -> Iterator[Layer]:
         """All layers, by name."""

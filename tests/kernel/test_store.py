@@ -2,6 +2,7 @@
 
 import io
 import os
+import signal
 import stat
 import subprocess
 import tarfile
@@ -454,8 +455,30 @@ def test_run_gives_the_command_s_status(store: Store) -> None:
     assert store.run("job", ["/etc"]) == 126
     assert store.run("job", ["sh", "-c", "kill -9 $$"]) == 137
     assert store.run("job", ["sh", "-c", "test -c /dev/null && test -d /proc/self && test $$ -lt 10"]) == 0
+    assert store.run("job", ["sh", "-c", "exit 125"]) == 125
+    assert store.run("job", ["sh", "-c", "kill -PIPE $$; exit 0"]) == 128 + signal.SIGPIPE
+    with pytest.raises(MountError, match="entered"):
+        store.run("job", ["true"], cwd="/missing")
     assert listed(store, "job") == [("A", "/file")]
     assert store.run("tools", ["sh", "-c", "echo x >/file"]) != 0
+
+
+def test_a_command_dies_with_the_process_that_runs_it(store: Store) -> None:
+    store.import_layer("tools", _busybox_layer(Path("/bin/busybox").read_bytes()))
+    store.prepare("job", "tools")
+    script = "import sys; from thinpool import Store; Store.open(sys.argv[1]).run('job', ['sh', '-c', sys.argv[2]])"
+    endless = "trap : TERM; echo ready; while :; do :; done"
+    runner = subprocess.Popen(["python", "-c", script, store.root, endless], stdout=subprocess.PIPE, text=True)
+    assert runner.stdout is not None
+    assert runner.stdout.readline() == "ready\n"
+    runner.kill()
+    runner.wait()
+    assert runner.stdout.read() == ""  # the end of the file comes when the last process that could write is gone
+    runner.stdout.close()
+    store.remove("job")
+    assert store.layer_of(store._session.record("tools").handle).name == "tools"
+    with pytest.raises(LayerNotFound):
+        store.layer_of(9_999)
 
 
 def _busybox_layer(busybox: bytes) -> io.BytesIO:

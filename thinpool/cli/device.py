@@ -94,7 +94,7 @@ def list_(settings: Settings) -> None:
 )
 @click.argument("number", metavar="N", type=click.IntRange(0, (1 << 24) - 1))
 def id_(settings: Settings, number: int) -> None:
-    """Show which device has the thin id N in the pool of the store: its name and path, if it is active.
+    """Show which layer of the store has the thin id N, and its device's name and path, if it is active.
 
     A thin device is active only while it is mounted or otherwise in use.
     """
@@ -102,12 +102,14 @@ def id_(settings: Settings, number: int) -> None:
 
     with settings.open_store() as store:
         info = store.info()
-    if info.pool is None:
-        raise click.UsageError(f"a store of the {info.driver} driver has no thin ids")
+        if info.pool is None:
+            raise click.UsageError(f"a store of the {info.driver} driver has no thin ids")
+        layer = store.layer_of(number)
     with _control() as control:
         entry = thin_device(control, info.pool.name, number)
     facts = {
         "id": number,
+        "layer": layer.name,
         "pool": info.pool.name,
         "active": entry is not None,
         "name": None if entry is None else entry.name,

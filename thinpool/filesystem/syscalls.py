@@ -6,6 +6,7 @@ those of include/uapi/linux/mount.h. Every function raises `OSError` with the ca
 
 import ctypes
 import os
+import signal
 import struct
 
 _OPEN_TREE = 428
@@ -43,6 +44,7 @@ UMOUNT_NOFOLLOW = 8
 CLONE_NEWNS = 0x00020000
 CLONE_NEWPID = 0x20000000
 
+_PR_SET_PDEATHSIG = 1
 _STATX_SIZE = 256
 _STATX_ATTR_MOUNT_ROOT = 0x2000
 
@@ -120,6 +122,11 @@ def syncfs(fd: int) -> None:
 def unshare(flags: int) -> None:
     """unshare(2): give this process namespaces of its own."""
     _checked("unshare", _libc.unshare(flags))
+
+
+def die_with_parent() -> None:
+    """prctl(2), PR_SET_PDEATHSIG: be killed when the parent dies."""
+    _checked("prctl", _libc.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL), 0, 0, 0))
 
 
 def pivot_root(new_root: str, put_old: str) -> None:
