@@ -237,6 +237,7 @@ def test_devices_of_a_store_are_left_alone(with_base: Cli, scratch: Path) -> Non
         assert "--force" in errors
     thin = next(entry for entry in cli.json("device", "list") if entry["thin_id"] is not None)
     shown = cli.json("device", "id", str(thin["thin_id"]))
+    assert shown["layer"] == "base"
     assert shown["name"] == thin["name"]
     assert shown["path"] == thin["path"]
     assert shown["active"] is True
