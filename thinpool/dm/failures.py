@@ -23,7 +23,7 @@ _MEANING: dict[tuple[int, int], tuple[str, str | None]] = {
     (Ioctl.DM_TABLE_LOAD, errno.EINVAL): ("the kernel does not accept the table", _DMESG),
     (Ioctl.DM_TABLE_LOAD, errno.ENXIO): ("there is no such device, or one in the table is missing", _DMESG),
     (Ioctl.DM_TABLE_LOAD, errno.ENODEV): ("a device in the table is missing", _DMESG),
-    (Ioctl.DM_TABLE_LOAD, errno.ENOENT): ("a device in the table is missing", _DMESG),
+    (Ioctl.DM_TABLE_LOAD, errno.ENOENT): ("something that the target needs is missing", _DMESG),
     (Ioctl.DM_TABLE_LOAD, errno.EBUSY): ("a device in the table is in use", _HOLDERS),
     (Ioctl.DM_TABLE_LOAD, errno.EACCES): ("a device in the table is read-only", None),
     (Ioctl.DM_TABLE_LOAD, errno.EROFS): ("a device in the table is read-only", None),

@@ -13,7 +13,7 @@ import pytest
 
 from thinpool import loop
 from thinpool.dm import Control, DeviceInfo, TableEntry
-from thinpool.dm.device import create_device
+from thinpool.dm.device import create_device, remove_device
 from thinpool.errors import DeviceMapperError
 
 MakeDevice = Callable[..., DeviceInfo]
@@ -59,12 +59,13 @@ def device(control: Control, disk: MakeDisk) -> Iterator[MakeDevice]:  # noqa: A
     yield make
     for name in reversed(names):
         with suppress(DeviceMapperError):
-            control.remove(name)
+            remove_device(control, name)
 
 
 @pytest.fixture
 def no_udevd() -> Iterator[None]:
     """No udevd: it is ended, and started again after the test."""
+    subprocess.run(["udevadm", "settle"], check=True, timeout=120)  # or it would leave names that it made before
     (number,) = _udevds()
     os.kill(number, signal.SIGTERM)
     handle = os.pidfd_open(number)

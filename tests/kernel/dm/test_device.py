@@ -1,0 +1,174 @@
+"""Whole devices on the real kernel: made or not at all, never left suspended, another table or the old one."""
+
+import errno
+import os
+import random
+import signal
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+import pytest
+
+from tests.kernel.dm.conftest import MakeDevice, MakeDisk
+from thinpool.dm import Control, Error, Linear, TableEntry, ThinPool, Unknown, Zero, thin
+from thinpool.dm.device import (
+    block_device_size,
+    create_device,
+    device_path,
+    remove_device,
+    rename_device,
+    suspended,
+    swap_table,
+)
+from thinpool.errors import DeviceMapperError
+from thinpool.units import MIB, SECTOR
+
+pytestmark = pytest.mark.kernel
+
+NAME = "device-1"
+ZERO = [TableEntry(0, 8, Zero())]
+
+
+class Interrupt(BaseException):
+    """What a signal handler raises."""
+
+
+@pytest.fixture
+def alarms() -> Iterator[None]:
+    def handler(_number: int, _frame: FrameType | None) -> None:
+        raise Interrupt
+
+    before = signal.signal(signal.SIGALRM, handler)
+    yield
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def test_a_device_is_there_when_it_is_made(control: Control, disk: MakeDisk) -> None:
+    info = create_device(control, NAME, [TableEntry(0, 2048, Linear(str(disk(MIB))))], uuid="DEVICE-1")
+    try:
+        path = device_path(info)
+        assert stat.S_ISBLK(path.stat().st_mode)
+        assert block_device_size(path) == MIB
+        assert info == control.info(uuid="DEVICE-1")
+    finally:
+        remove_device(control, NAME)
+    assert not path.exists()
+
+
+def test_a_device_that_cannot_be_made_is_not_there(control: Control, device: MakeDevice, disk: MakeDisk) -> None:
+    below = str(disk(MIB))
+    with pytest.raises(DeviceMapperError, match="DM_TABLE_LOAD"):
+        create_device(control, NAME, [TableEntry(0, 8, Unknown("no-such", ""))])
+    with pytest.raises(DeviceMapperError, match="does not accept the table"):
+        create_device(control, NAME, [TableEntry(0, 8, Linear(below, 1 << 40))])
+    assert control.devices() == []
+    other = device(NAME, ZERO)
+    with pytest.raises(DeviceMapperError) as raised:
+        create_device(control, NAME, ZERO)
+    assert raised.value.errno == errno.EBUSY
+    assert control.info(NAME) == other
+
+
+def test_it_is_resumed_after_the_block(control: Control, device: MakeDevice) -> None:
+    device(NAME, ZERO)
+    with suspended(control, NAME):
+        assert control.info(NAME).suspended
+    assert not control.info(NAME).suspended
+    for raised in (ValueError, KeyboardInterrupt, GeneratorExit):
+        with pytest.raises(raised), suspended(control, NAME, flush=False, lockfs=False):
+            raise raised
+        assert not control.info(NAME).suspended
+
+
+def test_the_error_of_a_suspend_is_not_hidden(control: Control) -> None:
+    with pytest.raises(DeviceMapperError) as raised, suspended(control, NAME):
+        pytest.fail("the block was entered")
+    assert raised.value.__context__ is not None
+    assert not isinstance(raised.value.__context__, DeviceMapperError)
+
+
+@pytest.mark.usefixtures("alarms", "no_udevd")
+def test_it_is_resumed_wherever_a_signal_strikes(control: Control, device: MakeDevice) -> None:
+    device(NAME, ZERO)
+    chance = random.Random(7)
+    struck = 0
+    for _ in range(400):
+        try:
+            signal.setitimer(signal.ITIMER_REAL, chance.uniform(1e-6, 1.5e-3))
+            with suspended(control, NAME):
+                control.info(NAME)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        except Interrupt:
+            struck += 1
+        assert not control.info(NAME).suspended
+    assert struck > 40
+
+
+def test_another_table(control: Control, device: MakeDevice, disk: MakeDisk) -> None:
+    below = str(disk(MIB))
+    path = device_path(device(NAME, [TableEntry(0, 8, Linear(below))]))
+    with path.open("rb", buffering=0) as opened:
+        info = swap_table(control, NAME, [TableEntry(0, 16, Linear(below))])
+        assert (info.suspended, info.inactive) == (False, False)
+        assert opened.seek(0, os.SEEK_END) == 16 * SECTOR
+
+
+@pytest.mark.parametrize("refused", [Unknown("no-such", ""), Linear("/dev/missing"), Linear("BELOW", 1 << 40)])
+def test_a_table_that_is_refused_leaves_the_old_one(
+    control: Control, device: MakeDevice, disk: MakeDisk, refused: Unknown | Linear
+) -> None:
+    below = str(disk(MIB))
+    device(NAME, [TableEntry(0, 8, Linear(below))])
+    before, table = control.info(NAME), control.table(NAME)
+    if isinstance(refused, Linear) and refused.device == "BELOW":
+        refused = Linear(below, refused.start_sectors)
+    with pytest.raises(DeviceMapperError):
+        swap_table(control, NAME, [TableEntry(0, 8, refused)])
+    assert control.info(NAME) == before
+    assert control.table(NAME) == table
+
+
+def test_a_table_that_fails_in_force_is_undone(control: Control, device: MakeDevice, disk: MakeDisk) -> None:
+    """A pool refuses to become smaller only when it is resumed with the table in force."""
+    control.require_target("thin-pool")
+    pool = ThinPool(str(disk(2 * MIB)), str(disk(8 * MIB)), 128, 0)
+    device(NAME, [TableEntry(0, 16384, pool)])
+    before, table = control.info(NAME), control.table(NAME)
+    with pytest.raises(DeviceMapperError, match="the table cannot be put in force"):
+        swap_table(control, NAME, [TableEntry(0, 8192, pool)])
+    assert control.info(NAME) == before
+    assert control.table(NAME) == table
+    thin.create_thin(control, NAME, 1)
+
+
+def test_removal(control: Control, device: MakeDevice) -> None:
+    path = device_path(device(NAME, ZERO))
+    with path.open("rb"):
+        with pytest.raises(DeviceMapperError) as raised:
+            remove_device(control, NAME)
+        assert raised.value.errno == errno.EBUSY
+        assert raised.value.hint is not None
+    assert not remove_device(control, NAME).deferred_remove
+    with pytest.raises(DeviceMapperError) as raised:
+        remove_device(control, NAME)
+    assert raised.value.errno == errno.ENXIO
+
+
+@pytest.mark.usefixtures("no_udevd")
+def test_names_without_an_udevd(control: Control, device: MakeDevice) -> None:
+    link, other = Path("/dev/mapper", NAME), Path("/dev/mapper/device-2")
+    link.symlink_to("../dm-1048575")  # left by somebody
+    info = device(NAME, ZERO)
+    assert link.resolve() == device_path(info)
+    rename_device(control, NAME, other.name)
+    assert not link.is_symlink()
+    assert other.resolve() == device_path(info)
+    with device_path(info).open("rb"):
+        assert remove_device(control, other.name, deferred=True).deferred_remove
+    device(NAME, [TableEntry(0, 8, Error())])
+    remove_device(control, NAME)
+    assert not link.is_symlink()
+    other.unlink()
