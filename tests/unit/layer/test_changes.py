@@ -156,6 +156,18 @@ def test_content_is_compared_beyond_any_buffer(trees: tuple[Path, Path]) -> None
     assert walked(older, newer) == ["C /last byte"]
 
 
+@pytest.mark.parametrize("data_in", ["older", "newer"])
+def test_data_where_the_other_has_a_hole(trees: tuple[Path, Path], data_in: str) -> None:
+    for tree in trees:
+        with open(tree / "f", "wb") as file:
+            if tree.name == data_in:
+                file.seek(3_000_000)
+                file.write(b"x")
+            file.truncate(5_000_000)
+        os.utime(tree / "f", ns=(0, 0))
+    assert walked(*trees) == ["C /f"]
+
+
 def bytes_read() -> int:
     """By this process, so far (proc(5))."""
     return int(Path("/proc/self/io").read_text(encoding="ascii").split()[1])

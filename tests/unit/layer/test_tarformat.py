@@ -31,7 +31,7 @@ name_bytes = st.lists(
     max_size=6,
 ).map(b"/".join)
 ids = st.one_of(st.sampled_from((0, 0o7777777, 0o7777777 + 1, 2**32 - 2)), st.integers(0, 2**32 - 2))
-times = st.integers(-(2**62), 2**62)
+times = st.one_of(st.integers(-(2**62), 2**62), st.integers(-(2**40), 2**40).map(lambda seconds: seconds * 10**9))
 keys = st.binary(min_size=1, max_size=40).filter(lambda key: b"=" not in key)
 written = st.builds(
     Entry,
