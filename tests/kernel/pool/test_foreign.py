@@ -9,6 +9,7 @@ from pathlib import Path
 import attrs
 import pytest
 
+from tests.kernel.pool.tools import mapped, node_of, run
 from thinpool import Store
 from thinpool.dm import Control
 from thinpool.drivers.base import INTENT
@@ -22,10 +23,6 @@ pytestmark = pytest.mark.kernel
 DiskFactory = Callable[[int], Path]
 THEIRS = range(1, 6)
 BLOCK = 128 << 10
-
-
-def run(*command: str | Path) -> str:
-    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
 
 
 @attrs.frozen
@@ -57,14 +54,13 @@ def made_elsewhere(name: str, disk_factory: DiskFactory, *features: str) -> Iter
     pool = Elsewhere(name, disk_factory(1 << 30), disk_factory(16 << 20))
     words = " ".join([str(len(features)), *features])
     table = f"0 {(1 << 30) // 512} thin-pool {pool.metadata} {pool.data} {BLOCK // 512} 0 {words}"
-    run("dmsetup", "create", "--noudevsync", name, "--table", table)
     try:
-        for number in THEIRS:
-            pool.message(f"create_thin {number}")
-        pool.message("set_transaction_id 0 42")
-        yield pool
+        with mapped(name, table):
+            for number in THEIRS:
+                pool.message(f"create_thin {number}")
+            pool.message("set_transaction_id 0 42")
+            yield pool
     finally:
-        run("dmsetup", "remove", "--noudevsync", name)
         run("thin_check", pool.metadata)
 
 
@@ -115,9 +111,8 @@ def test_layers_live_in_a_pool_made_elsewhere(scratch: Path, elsewhere: Elsewher
 
 
 def test_down_lets_go_of_our_devices_alone(scratch: Path, elsewhere: Elsewhere) -> None:
-    pool = Path(os.path.realpath(f"/dev/mapper/{elsewhere.name}"))
-    run("dmsetup", "create", "--noudevsync", "theirs", "--table", f"0 2048 thin {pool} 1")
-    try:
+    pool = node_of(elsewhere.name)
+    with mapped("theirs", f"0 2048 thin {pool} 1"):
         with Store.open(scratch / "root", "devicemapper", options(elsewhere)) as store:
             store.prepare("work")
             store.mount("work")
@@ -126,22 +121,16 @@ def test_down_lets_go_of_our_devices_alone(scratch: Path, elsewhere: Elsewhere) 
         assert "theirs" in names
         assert elsewhere.name in names
         assert "thinpool-" not in names
-    finally:
-        run("dmsetup", "remove", "--noudevsync", "theirs")
 
 
 def test_every_name_of_the_pool_is_understood(scratch: Path, elsewhere: Elsewhere) -> None:
     link = scratch / "link"
-    kernel_name = os.path.basename(os.path.realpath(f"/dev/mapper/{elsewhere.name}"))
+    kernel_name = node_of(elsewhere.name).name
     link.symlink_to(f"/dev/{kernel_name}")
     over = f"0 {(1 << 30) // 512} linear /dev/{kernel_name} 0"
-    run("dmsetup", "create", "--noudevsync", "lvm-over", "--table", over)
-    try:
-        with Control() as control:
-            for given in (elsewhere.name, f"/dev/mapper/{elsewhere.name}", kernel_name, str(link), "lvm-over"):
-                assert resolve(control, given) == elsewhere.name
-    finally:
-        run("dmsetup", "remove", "--noudevsync", "lvm-over")
+    with mapped("lvm-over", over), Control() as control:
+        for given in (elsewhere.name, f"/dev/mapper/{elsewhere.name}", kernel_name, str(link), "lvm-over"):
+            assert resolve(control, given) == elsewhere.name
     with Store.open(scratch / "root", "devicemapper", options(elsewhere, str(link))) as store:
         assert store.info().options["dm.thinpooldev"] == elsewhere.name
     with Store.open(scratch / "root", options=options(elsewhere, f"/dev/{kernel_name}")) as store:
@@ -150,13 +139,10 @@ def test_every_name_of_the_pool_is_understood(scratch: Path, elsewhere: Elsewher
 
 @pytest.mark.parametrize("given", ["missing", "/dev/missing/pool", "dm-99", "{linear}", "/dev/null", "{data}"])
 def test_what_is_no_pool(scratch: Path, elsewhere: Elsewhere, given: str) -> None:
-    run("dmsetup", "create", "--noudevsync", "plain", "--table", "0 2048 error")
-    try:
+    with mapped("plain", "0 2048 error"):
         named = given.format(linear="plain", data=elsewhere.data)
         with pytest.raises(ConfigError, match=r"dm\.thinpooldev"):
             Store.open(scratch / "root", "devicemapper", options(elsewhere, named))
-    finally:
-        run("dmsetup", "remove", "--noudevsync", "plain")
     assert not (scratch / "root").exists()
     assert elsewhere.devices().keys() == set(THEIRS)
 

@@ -3,7 +3,6 @@
 import hashlib
 import os
 import struct
-import subprocess
 import uuid
 import zlib
 from collections.abc import Callable, Iterator
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.kernel.pool.tools import loop_on, mapped, run
 from thinpool import Store
 from thinpool.errors import ConfigError, DeviceUnsafe, PoolFailed
 from thinpool.pool.vetting import vet
@@ -21,10 +21,6 @@ pytestmark = pytest.mark.kernel
 
 DiskFactory = Callable[[int], Path]
 SIZE = 64 * MIB
-
-
-def run(*command: str | Path) -> str:
-    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
 
 
 def fingerprint(path: Path) -> str:
@@ -159,12 +155,9 @@ def test_what_a_device_carried_and_was_wiped_is_free_again(disk_factory: DiskFac
 def test_metadata_of_a_thin_pool(disk_factory: DiskFactory) -> None:
     data, metadata = disk_factory(SIZE), disk_factory(SIZE)
     table = f"0 {SIZE // SECTOR} thin-pool {metadata} {data} 128 0"
-    run("dmsetup", "create", "--noudevsync", "somebody", "--table", table)
-    try:
+    with mapped("somebody", table):
         refused(metadata, r"held by dm-\d+ \(somebody\)")
         refused(data, r"held by dm-\d+ \(somebody\)")
-    finally:
-        run("dmsetup", "remove", "--noudevsync", "somebody")
     refused(metadata, "thin-pool metadata")
 
 
@@ -201,11 +194,8 @@ def test_active_swap(disk_factory: DiskFactory) -> None:
 
 def test_a_device_below_another_one(disk_factory: DiskFactory) -> None:
     disk = disk_factory(SIZE)
-    run("dmsetup", "create", "--noudevsync", "above", "--table", f"0 2048 linear {disk} 8192")
-    try:
+    with mapped("above", f"0 2048 linear {disk} 8192"):
         refused(disk, r"held by dm-\d+ \(above\)")
-    finally:
-        run("dmsetup", "remove", "--noudevsync", "above")
     vet({"dm.datadev": disk})
 
 
@@ -225,15 +215,6 @@ def test_a_read_only_device(disk_factory: DiskFactory) -> None:
         refused(disk, "cannot be written")
     finally:
         run("blockdev", "--setrw", disk)
-
-
-@contextmanager
-def loop_on(file: Path, *options: str) -> Iterator[Path]:
-    device = Path(run("losetup", "--find", "--show", *options, file).strip())
-    try:
-        yield device
-    finally:
-        run("losetup", "--detach", device)
 
 
 def test_two_loop_devices_on_one_file(scratch: Path) -> None:
@@ -299,11 +280,8 @@ def test_a_partition_and_its_disk(partitioned: Path) -> None:
 
 
 def test_a_partition_of_a_disk_in_use(partitioned: Path) -> None:
-    run("dmsetup", "create", "--noudevsync", "above", "--table", f"0 2048 linear {partitioned} 65536")
-    try:
+    with mapped("above", f"0 2048 linear {partitioned} 65536"):
         refused(Path(f"{partitioned}p1"), "is in use")
-    finally:
-        run("dmsetup", "remove", "--noudevsync", "above")
 
 
 # -- through the store
