@@ -12,7 +12,7 @@ from pathlib import Path
 import attrs
 import pytest
 
-from tests.kernel.dm.private_dev import run_without_udevd
+from tests.kernel.dm.private_dev import paused_udevd, run_without_udevd
 from thinpool import loop
 from thinpool.dm.device import block_device_size
 from thinpool.errors import LoopError
@@ -24,10 +24,8 @@ pytestmark = pytest.mark.kernel
 @pytest.fixture(autouse=True)
 def _quiet_udev() -> Iterator[None]:
     """Nobody but the test uses a device: udevd opens what is new or was written to, and so keeps it a little longer."""
-    run("udevadm", "settle")
-    run("udevadm", "control", "--stop-exec-queue")
-    yield
-    run("udevadm", "control", "--start-exec-queue")
+    with paused_udevd():
+        yield
 
 
 @pytest.fixture

@@ -440,8 +440,8 @@ def parse_target(kind: str, text: str) -> Target:
         target = parse(text)
     except Malformed:
         return Unknown(kind, text)
-    same = text.removesuffix(" ") if isinstance(target, ThinPool | Flakey) else text
-    return target if target.params() == same else Unknown(kind, text)
+    same = {text, text.removesuffix(" ")} if isinstance(target, ThinPool | Flakey) else {text}
+    return target if target.params() in same else Unknown(kind, text)
 
 
 def _parser(kind: str) -> Callable[[str], Target] | None:

@@ -1,7 +1,12 @@
-"""Mount namespaces with a /dev that nobody looks after, as in many containers."""
+"""Without udevd: mount namespaces with a /dev that nobody looks after, as in many containers; a pause of udevd."""
 
+import os
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 _SETUP = """
 set -e
@@ -30,3 +35,31 @@ def run_without_udevd(script: str, *, dev: str = "", misc: str = "") -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+@contextmanager
+def paused_udevd() -> Iterator[None]:
+    """Keep udevd from doing anything for the block; what it hears meanwhile it does afterwards.
+
+    By stopping the process: after `udevadm control --stop-exec-queue` and `--start-exec-queue` it now and then forgets
+    to go on (systemd 252), and every `udevadm settle` waits in vain.
+    """
+    subprocess.run(["udevadm", "settle"], check=True, timeout=120)
+    numbers = []
+    for entry in Path("/proc").glob("[0-9]*/comm"):
+        with suppress(OSError):
+            if entry.read_text() == "systemd-udevd\n":
+                numbers.append(int(entry.parts[2]))
+    assert numbers
+    try:
+        _send(numbers, signal.SIGSTOP)
+        yield
+    finally:
+        _send(numbers, signal.SIGCONT)
+    subprocess.run(["udevadm", "settle"], check=True, timeout=120)
+
+
+def _send(numbers: list[int], signum: signal.Signals) -> None:
+    for number in numbers:
+        with suppress(ProcessLookupError):  # a worker that had nothing to do any more
+            os.kill(number, signum)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernel.dm.private_dev import run_without_udevd
+from tests.kernel.dm.private_dev import paused_udevd, run_without_udevd
 from thinpool import loop
 from thinpool.dm import Control, Linear, TableEntry
 from thinpool.dm.device import create_device, device_path, remove_device
@@ -45,16 +45,6 @@ def disk(scratch: Path) -> Iterator[Path]:
     run("mkfs.ext4", "-q", "-F", str(image))
     with loop.attach(image, autoclear=True) as device:
         yield device.path
-
-
-@pytest.fixture
-def paused_udevd() -> Iterator[None]:
-    """An udevd that hears everything and does nothing until the test is over."""
-    run("udevadm", "settle")
-    run("udevadm", "control", "--stop-exec-queue")
-    yield
-    run("udevadm", "control", "--start-exec-queue")
-    run("udevadm", "settle")
 
 
 def test_udevd_names_a_device_and_leaves_it_alone(control: Control, disk: Path) -> None:
@@ -122,9 +112,9 @@ with Control() as control:
 """
 
 
-@pytest.mark.usefixtures("paused_udevd")
 def test_without_udevd_we_name_it() -> None:
-    assert run_without_udevd(SCRIPT) == "DM_TABLE_LOAD\n"
+    with paused_udevd():
+        assert run_without_udevd(SCRIPT) == "DM_TABLE_LOAD\n"
 
 
 def test_where_nobody_makes_nodes_we_do(scratch: Path) -> None:

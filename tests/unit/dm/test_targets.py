@@ -52,6 +52,7 @@ _KINDS = [
 
 @given(_targets)
 @example(Linear("/dev/a b\\c", 7))
+@example(ThinPool("m", "d", 128, 0, (" ",)))
 @example(LogWrites("/dev/\u00e0", "/dev/\udcff"))
 def test_rendered_parameters_are_read_back(target: Target) -> None:
     assert parse_target(target.kind, target.params()) == target
