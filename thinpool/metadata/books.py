@@ -1,7 +1,7 @@
 """A pool's books: its devices, what they map, how they differ, and what each of them alone occupies."""
 
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from os import PathLike
 from types import TracebackType
@@ -185,7 +185,15 @@ class Books:
         Raises:
             PoolFailed: the metadata has no such device, or is damaged.
         """
-        return self._exclusive({thin_id: self.mapping_root(thin_id)})[thin_id]
+        return self.exclusive([thin_id])[thin_id]
+
+    def exclusive(self, thin_ids: Iterable[int]) -> Mapping[int, int]:
+        """`exclusive_blocks` of several devices by thin id, cheaper than one at a time.
+
+        Raises:
+            PoolFailed: the metadata lacks one of them, or is damaged.
+        """
+        return self._exclusive({thin_id: self.mapping_root(thin_id) for thin_id in thin_ids})
 
     def usage(self) -> Iterator[DeviceUsage]:
         """What each device occupies, ascending by thin id.
@@ -203,7 +211,7 @@ class Books:
         if self._census is None and not self._counts_serve():
             self._census = census(self._nodes, dict(self._devices_tree().items()))
         if self._census is not None:
-            return self._census
+            return {thin_id: self._census[thin_id] for thin_id in roots}
         if self._space_maps is None:
             self._space_maps = self._open_space_maps()
         return exclusive_blocks(self._nodes, roots, *self._space_maps)

@@ -7,6 +7,8 @@ same mappings in both, so the comparison drops it unread: the work is what diffe
 import struct
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
+from itertools import compress, count
+from operator import ne
 from typing import Final
 
 import attrs
@@ -114,8 +116,10 @@ def _differing(nodes: NodeReader, old: int, new: int) -> Iterator[tuple[int, int
 def _narrow(a: "_Side", b: "_Side") -> None:
     """Make a step where both sides stand at the same key, one at least before a node."""
     if a.height == b.height and a.value == b.value:
-        a.advance(1)
-        b.advance(1)
+        ours, theirs = a.values[a.index :], b.values[b.index :]
+        shared = next(compress(count(), map(ne, ours, theirs)), min(len(ours), len(theirs)))
+        a.advance(shared)
+        b.advance(shared)
         return
     height = max(a.height, b.height)
     for side, other in ((a, b), (b, a)):
@@ -125,16 +129,16 @@ def _narrow(a: "_Side", b: "_Side") -> None:
 
 def _compare_entries(a: "_Side", b: "_Side") -> Iterator[tuple[int, int, int]]:
     """Compare mappings of the same virtual blocks, as far as the two leaves hold the same ones."""
-    steps = 0
-    pairs = zip(a.keys[a.index :], b.keys[b.index :], a.values[a.index :], b.values[b.index :], strict=False)
-    for key, other_key, before, after in pairs:
-        if key != other_key:
-            break
-        steps += 1
-        if before != after and before >> _TIME_BITS != after >> _TIME_BITS:
+    keys, other_keys = a.keys[a.index :], b.keys[b.index :]
+    same = len(keys)
+    if keys != other_keys:
+        same = next(compress(count(), map(ne, keys, other_keys)), min(len(keys), len(other_keys)))
+    ours, theirs = a.values[a.index : a.index + same], b.values[b.index : b.index + same]
+    for key, before, after in compress(zip(keys, ours, theirs, strict=False), map(ne, ours, theirs)):
+        if before >> _TIME_BITS != after >> _TIME_BITS:
             yield key, before >> _TIME_BITS, after >> _TIME_BITS
-    a.advance(steps)
-    b.advance(steps)
+    a.advance(same)
+    b.advance(same)
 
 
 @attrs.define(eq=False)

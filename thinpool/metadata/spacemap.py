@@ -75,7 +75,12 @@ class SpaceMap:
         total = 0
         for number, part in self._by_page(blocks):
             page, first = self._page(number), number * COUNTS_PER_BITMAP
-            total += sum([page[block - first] for block in part])
+            low, end = part[0] - first, part[-1] - first + 1
+            ones = page.count(1, low, end)
+            if ones == end - low:
+                total += len(part)
+            elif ones:  # where nothing in the range is referenced once, as in an old base, no look at each is needed
+                total += sum([page[block - first] for block in part])
         return total
 
     def _by_page(self, blocks: Sequence[int]) -> Iterator[tuple[int, Sequence[int]]]:

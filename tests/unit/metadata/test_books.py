@@ -105,7 +105,10 @@ def _apart(first: BlockRange, second: BlockRange) -> bool:
 def test_usage_by_reference_counts(pool: Pool) -> None:
     with Books(pool.write()) as books:
         usage = {device.thin_id: (device.mapped_blocks, device.exclusive_blocks) for device in books.usage()}
-    expected = exclusive(pool.now)
+        some = sorted(pool.now)[::2]
+        expected = exclusive(pool.now)
+        assert books.exclusive(some) == {key: expected[key] for key in some}
+        assert [books.exclusive_blocks(key) for key in some] == [expected[key] for key in some]
     assert usage == {key: (len(pool.now[key]), expected[key]) for key in pool.now}
 
 
@@ -124,4 +127,5 @@ def test_usage_of_the_metadata_snapshot_itself(pool: Pool) -> None:
     expected = exclusive(pool.before)
     with Books(pool.write(held=True, stale=True), held=True) as books:
         assert {device.thin_id: device.exclusive_blocks for device in books.usage()} == expected
+        assert books.exclusive(expected) == expected
         assert [device.thin_id for device in books.devices()] == sorted(pool.before)
