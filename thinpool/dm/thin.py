@@ -7,8 +7,11 @@ not live to see return either happened or did not, which the metadata tell. Thin
 All raise `DeviceMapperError`, with the errnos that are named.
 """
 
+import errno
+
 from thinpool.dm.control import Control
 from thinpool.dm.status import ThinPoolStatus, ThinStatus
+from thinpool.errors import DeviceMapperError
 
 
 def create_thin(control: Control, pool: str, thin_id: int) -> None:
@@ -49,7 +52,7 @@ def release_metadata_snap(control: Control, pool: str) -> None:
 
 
 def pool_status(control: Control, pool: str, *, commit: bool = False) -> ThinPoolStatus:
-    """The pool's status.
+    """The pool's status (ENXIO: there is no such device, or it has no table in force; EINVAL: it is no pool).
 
     Args:
         control: the control device.
@@ -57,9 +60,20 @@ def pool_status(control: Control, pool: str, *, commit: bool = False) -> ThinPoo
         commit: let the kernel commit the metadata first, as the counts leave out what is not committed; it waits for
             the disk then.
     """
-    return ThinPoolStatus.parse(control.status(pool, noflush=not commit)[0].text)
+    return ThinPoolStatus.parse(_status(control, pool, "thin-pool", commit=commit))
 
 
 def thin_status(control: Control, name: str, *, commit: bool = False) -> ThinStatus:
     """A thin device's status; arguments as of `pool_status`, with the name of the thin device."""
-    return ThinStatus.parse(control.status(name, noflush=not commit)[0].text)
+    return ThinStatus.parse(_status(control, name, "thin", commit=commit))
+
+
+def _status(control: Control, name: str, kind: str, *, commit: bool) -> str:
+    lines = control.status(name, noflush=not commit)
+    if not lines:  # left so by a process that died between making it and giving it a table
+        raise DeviceMapperError("DM_TABLE_STATUS", name, errno.ENXIO, f"device {name} has no table in force")
+    if lines[0].kind != kind:
+        raise DeviceMapperError(
+            "DM_TABLE_STATUS", name, errno.EINVAL, f"device {name} is of the target {lines[0].kind}, not {kind}"
+        )
+    return lines[0].text
