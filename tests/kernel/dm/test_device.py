@@ -2,12 +2,8 @@
 
 import errno
 import os
-import random
-import signal
 import stat
-from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 
 import pytest
 
@@ -29,21 +25,6 @@ pytestmark = pytest.mark.kernel
 
 NAME = "device-1"
 ZERO = [TableEntry(0, 8, Zero())]
-
-
-class Interrupt(BaseException):
-    """What a signal handler raises."""
-
-
-@pytest.fixture
-def alarms() -> Iterator[None]:
-    def handler(_number: int, _frame: FrameType | None) -> None:
-        raise Interrupt
-
-    before = signal.signal(signal.SIGALRM, handler)
-    yield
-    signal.setitimer(signal.ITIMER_REAL, 0)
-    signal.signal(signal.SIGALRM, before)
 
 
 def test_a_device_is_there_when_it_is_made(control: Control, disk: MakeDisk) -> None:
@@ -88,23 +69,6 @@ def test_the_error_of_a_suspend_is_not_hidden(control: Control) -> None:
         pytest.fail("the block was entered")
     assert raised.value.__context__ is not None
     assert not isinstance(raised.value.__context__, DeviceMapperError)
-
-
-@pytest.mark.usefixtures("alarms", "no_udevd")
-def test_it_is_resumed_wherever_a_signal_strikes(control: Control, device: MakeDevice) -> None:
-    device(NAME, ZERO)
-    chance = random.Random(7)
-    struck = 0
-    for _ in range(400):
-        try:
-            signal.setitimer(signal.ITIMER_REAL, chance.uniform(1e-6, 1.5e-3))
-            with suspended(control, NAME):
-                control.info(NAME)
-            signal.setitimer(signal.ITIMER_REAL, 0)
-        except Interrupt:
-            struck += 1
-        assert not control.info(NAME).suspended
-    assert struck > 40
 
 
 def test_another_table(control: Control, device: MakeDevice, disk: MakeDisk) -> None:

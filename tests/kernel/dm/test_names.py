@@ -59,8 +59,7 @@ def test_udevd_names_a_device_and_leaves_it_alone(control: Control, disk: Path) 
             assert not [key for key in found if key.startswith("ID_FS_")]
             assert found["DM_UDEV_DISABLE_OTHER_RULES_FLAG"] == "1"
             assert not (Path("/run/udev/watch") / f"b{info.major}:{info.minor}").is_symlink()
-            run("udevadm", "trigger", f"--action={action}", str(node))
-        run("udevadm", "settle")
+            run("udevadm", "trigger", "--settle", f"--action={action}", str(node))
         assert LINK.resolve() == node
     finally:
         remove_device(control, NAME)
