@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.kernel.dm.private_dev import paused_udevd
 from tests.kernel.pool.tools import loop_on, mapped, run
 from thinpool import Store
 from thinpool.errors import ConfigError, DeviceUnsafe, PoolFailed
@@ -122,10 +123,8 @@ def udev(request: pytest.FixtureRequest) -> Iterator[None]:
         run("udevadm", "settle")
         yield
         return
-    run("udevadm", "control", "--stop-exec-queue")
-    yield
-    run("udevadm", "control", "--start-exec-queue")
-    run("udevadm", "settle")
+    with paused_udevd():
+        yield
 
 
 @pytest.mark.usefixtures("udev")
