@@ -42,6 +42,53 @@ def create_device(
     return info
 
 
+class _Suspension:
+    """A device's suspension, which ends in any case: also where an exception strikes on the way to its end.
+
+    Between any two lines a signal handler may raise, also between those that clean up. What `end` could then not do is
+    done when the value goes, with the frames that the exception left.
+    """
+
+    _open = False  # of the class, as `__init__` may be interrupted too
+
+    def __init__(self, control: Control, name: str) -> None:
+        self._control = control
+        self._name = name
+
+    def begin(self, *, flush: bool, lockfs: bool) -> None:
+        self._open = True
+        try:
+            self._control.suspend(self._name, flush=flush, lockfs=lockfs)
+        except DeviceMapperError:  # the kernel undoes what it began
+            self._open = False
+            raise
+
+    def end(self) -> None:
+        """Resume, and only then let through what interrupted that; to resume a device twice is harmless."""
+        interrupt: BaseException | None = None
+        for _ in range(_RESUMES if self._open else 0):
+            try:
+                self._control.resume(self._name)
+            except (DeviceMapperError, ValueError):  # refused, or the control device is closed
+                raise
+            except BaseException as error:  # noqa: BLE001 - raised again below
+                interrupt = error
+            else:
+                self._open = False
+                break
+        if interrupt is not None:
+            raise interrupt
+
+    def __del__(self) -> None:
+        if not self._open:
+            return
+        try:
+            self.end()
+        except ValueError:
+            with Control() as control:
+                control.resume(self._name)
+
+
 @contextmanager
 def suspended(control: Control, name: str, *, flush: bool = True, lockfs: bool = True) -> Iterator[None]:
     """Hold back a device's I/O for the block; it is resumed however the block ends.
@@ -54,34 +101,16 @@ def suspended(control: Control, name: str, *, flush: bool = True, lockfs: bool =
         name: the device.
         flush: as of `Control.suspend`.
         lockfs: likewise.
+
+    Raises:
+        DeviceMapperError: the kernel refused to suspend it (it is not suspended then), or to resume it.
     """
+    suspension = _Suspension(control, name)
     try:
-        control.suspend(name, flush=flush, lockfs=lockfs)
-    except DeviceMapperError:  # the kernel undoes what it began
-        raise
-    except BaseException:
-        _resume(control, name)
-        raise
-    try:
+        suspension.begin(flush=flush, lockfs=lockfs)
         yield
     finally:
-        _resume(control, name)
-
-
-def _resume(control: Control, name: str) -> None:
-    """Resume, and then only let through what interrupted that; a device may be resumed twice."""
-    interrupt: BaseException | None = None
-    for _ in range(_RESUMES):
-        try:
-            control.resume(name)
-        except DeviceMapperError:
-            raise
-        except BaseException as error:  # noqa: BLE001 - raised again below
-            interrupt = error
-        else:
-            break
-    if interrupt is not None:
-        raise interrupt
+        suspension.end()
 
 
 def swap_table(
@@ -118,7 +147,7 @@ def swap_table(
         with suppress(DeviceMapperError):
             if control.table(name) != before:
                 control.load(name, before, read_only=old.read_only)
-            _resume(control, name)
+            control.resume(name)
         raise
 
 

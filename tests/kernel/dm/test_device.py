@@ -3,7 +3,10 @@
 import errno
 import os
 import stat
+import sys
 from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -21,10 +24,17 @@ from thinpool.dm.device import (
 from thinpool.errors import DeviceMapperError
 from thinpool.units import MIB, SECTOR
 
+if TYPE_CHECKING:
+    from _typeshed import TraceFunction
+
 pytestmark = pytest.mark.kernel
 
 NAME = "device-1"
 ZERO = [TableEntry(0, 8, Zero())]
+
+
+class Interrupt(BaseException):
+    """What a signal handler raises."""
 
 
 def test_a_device_is_there_when_it_is_made(control: Control, disk: MakeDisk) -> None:
@@ -69,6 +79,41 @@ def test_the_error_of_a_suspend_is_not_hidden(control: Control) -> None:
         pytest.fail("the block was entered")
     assert raised.value.__context__ is not None
     assert not isinstance(raised.value.__context__, DeviceMapperError)
+
+
+@pytest.mark.usefixtures("no_udevd")
+def test_it_is_resumed_wherever_a_signal_strikes(control: Control, device: MakeDevice) -> None:
+    """Before each line of ours and of contextlib in turn, as a signal handler's exception comes between two of them."""
+    device(NAME, ZERO)
+    struck = 0
+    while where := _strike(control, struck):
+        assert not control.info(NAME).suspended, where
+        struck += 1
+    assert struck > 40
+
+
+def _strike(control: Control, line: int) -> str | None:
+    """Interrupt a suspension before one of its lines: which one that was, or None where it has not so many."""
+    left = line
+
+    def trace(frame: FrameType, event: str, _argument: object) -> "TraceFunction":
+        nonlocal left
+        if event == "line":
+            if left == 0:
+                sys.settrace(None)
+                raise Interrupt(f"{frame.f_code.co_filename}:{frame.f_lineno}")
+            left -= 1
+        return trace
+
+    sys.settrace(trace)
+    try:
+        with suspended(control, NAME):
+            control.info(NAME)
+    except Interrupt as interrupt:
+        return str(interrupt)
+    finally:
+        sys.settrace(None)
+    return None
 
 
 def test_another_table(control: Control, device: MakeDevice, disk: MakeDisk) -> None:
