@@ -111,7 +111,7 @@ def raid(disk: Path) -> None:
 
 
 CARRIED: dict[Callable[[Path], None], str] = {
-    ext4: "ext4", xfs: "xfs", swap: "swap", mbr: "dos", gpt: "gpt", gpt_backup: "gpt", lvm: "LVM2_member",
+    ext4: "ext4", xfs: "xfs", swap: "swap", mbr: "dos", gpt: "gpt", gpt_backup: "gpt|PMBR", lvm: "LVM2_member",
     luks: "crypto_LUKS", raid: "linux_raid_member",
 }  # fmt: skip
 
