@@ -93,11 +93,16 @@ def test_it_is_resumed_wherever_a_signal_strikes(control: Control, device: MakeD
 
 
 def _strike(control: Control, line: int) -> str | None:
-    """Interrupt a suspension before one of its lines: which one that was, or None where it has not so many."""
+    """Interrupt a suspension before one of its lines: which one that was, or None where it has not so many.
+
+    Not in a `__del__`, out of which Python lets no exception; where there is something to do in it, one has struck.
+    """
     left = line
 
-    def trace(frame: FrameType, event: str, _argument: object) -> "TraceFunction":
+    def trace(frame: FrameType, event: str, _argument: object) -> "TraceFunction | None":
         nonlocal left
+        if frame.f_code.co_name == "__del__":
+            return None
         if event == "line":
             if left == 0:
                 sys.settrace(None)
