@@ -123,19 +123,27 @@ class NodeReader:
             raise broken(block, f"keys {keys[0]} to {keys[-1]} outside the parent's range from {low} to below {high}")
         return node
 
-    def height(self, root: int, value_size: int) -> int:
-        """How many levels a tree has, 1 where its root is a leaf.
+    def heights(self, roots: Sequence[int], value_size: int) -> Sequence[int]:
+        """How many levels each of some trees has, 1 where its root is a leaf.
 
         Raises:
             PoolFailed: more than `MAX_DEPTH`, or a node on the way is damaged.
         """
-        node = self.node(root, value_size)
-        for height in range(1, MAX_DEPTH + 1):
-            if node.leaf:
-                return height
-            keys = node.keys
-            node = self.child(integers(node)[0], value_size, keys[0], keys[1] if len(keys) > 1 else KEY_END)
-        raise broken(root, f"a tree of more than {MAX_DEPTH} levels")
+        self.reader.prefetch(roots)
+        nodes = [self.node(root, value_size) for root in roots]
+        heights = [1] * len(roots)
+        while not all(node.leaf for node in nodes):
+            self.reader.prefetch(integers(node)[0] for node in nodes if not node.leaf)
+            for index, node in enumerate(nodes):
+                if node.leaf:
+                    continue
+                heights[index] += 1
+                if heights[index] > MAX_DEPTH:
+                    raise broken(roots[index], f"a tree of more than {MAX_DEPTH} levels")
+                keys = node.keys
+                high = keys[1] if len(keys) > 1 else KEY_END
+                nodes[index] = self.child(integers(node)[0], value_size, keys[0], high)
+        return heights
 
 
 def parse_node(data: bytes, block: int, value_size: int) -> Node:

@@ -5,7 +5,6 @@ same mappings in both, so the comparison drops it unread: the work is what diffe
 """
 
 import struct
-from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from itertools import compress, count
 from operator import ne
@@ -13,7 +12,8 @@ from typing import Final
 
 import attrs
 
-from thinpool.metadata.btree import KEY_END, BTree, Node, NodeReader, broken, integers
+from thinpool.metadata.btree import KEY_END, BTree, Node, NodeReader, integers
+from thinpool.metadata.cursor import Cursor
 
 __all__ = ["MAPPING_SIZE", "BlockRange", "data_blocks", "mapping_difference", "mapping_tree"]
 
@@ -91,7 +91,9 @@ def _differing(nodes: NodeReader, old: int, new: int) -> Iterator[tuple[int, int
     """Single virtual blocks with their two data blocks."""
     if old == new:
         return
-    a, b = _Side(nodes, old), _Side(nodes, new)
+    old_height, new_height = nodes.heights((old, new), MAPPING_SIZE)
+    a = Cursor(nodes, old, old_height, MAPPING_SIZE)
+    b = Cursor(nodes, new, new_height, MAPPING_SIZE)
     while True:
         if a.low < b.low:
             if a.height:
@@ -113,7 +115,7 @@ def _differing(nodes: NodeReader, old: int, new: int) -> Iterator[tuple[int, int
             yield from _compare_entries(a, b)
 
 
-def _narrow(a: "_Side", b: "_Side") -> None:
+def _narrow(a: Cursor, b: Cursor) -> None:
     """Make a step where both sides stand at the same key, one at least before a node."""
     if a.height == b.height and a.value == b.value:
         ours, theirs = a.values[a.index :], b.values[b.index :]
@@ -127,7 +129,7 @@ def _narrow(a: "_Side", b: "_Side") -> None:
             side.descend(other)
 
 
-def _compare_entries(a: "_Side", b: "_Side") -> Iterator[tuple[int, int, int]]:
+def _compare_entries(a: Cursor, b: Cursor) -> Iterator[tuple[int, int, int]]:
     """Compare mappings of the same virtual blocks, as far as the two leaves hold the same ones."""
     keys, other_keys = a.keys[a.index :], b.keys[b.index :]
     same = len(keys)
@@ -139,98 +141,3 @@ def _compare_entries(a: "_Side", b: "_Side") -> Iterator[tuple[int, int, int]]:
             yield key, before >> _TIME_BITS, after >> _TIME_BITS
     a.advance(same)
     b.advance(same)
-
-
-@attrs.define(eq=False)
-class _Level:
-    """Where one side stands in one node: its entries, the one to come, and where its range ends."""
-
-    height: int
-    keys: tuple[int, ...]
-    values: tuple[int, ...]
-    index: int
-    high: int
-
-
-class _Side:
-    """A position in one tree: before a node that is still whole, or before one mapping.
-
-    Attributes:
-        low: no key from here on is smaller; `KEY_END` at the end.
-        height: levels of the node at the position (1 for a leaf), 0 for a mapping.
-        value: the node's block number, or the mapping's value.
-        keys: of the node that the position is in.
-        values: of that node.
-        index: the position in it.
-    """
-
-    def __init__(self, nodes: NodeReader, root: int) -> None:
-        self._nodes = nodes
-        self._stack: list[_Level] = []
-        self.keys: tuple[int, ...] = (0,)
-        self.values: tuple[int, ...] = (root,)
-        self.index = 0
-        self._high = KEY_END
-        self.height = nodes.height(root, MAPPING_SIZE)
-        self.low = 0
-        self.value = root
-
-    def advance(self, steps: int) -> None:
-        """Go past so many nodes or mappings of the node that the position is in."""
-        self.index += steps
-        self._settle()
-
-    def take_below(self, key: int) -> Iterator[tuple[int, int]]:
-        """Go past the mappings below a key in this leaf: (virtual block, value)."""
-        end = bisect_left(self.keys, key, self.index)
-        yield from zip(self.keys[self.index : end], self.values[self.index : end], strict=True)
-        self.advance(end - self.index)
-
-    def descend(self, other: "_Side") -> None:
-        """Step into the node, having read ahead what this side and the other will need next."""
-        if not self._nodes.reader.cached(self.value):
-            self._read_ahead(other)
-        high = self.keys[self.index + 1] if self.index + 1 < len(self.keys) else self._high
-        if self._stack:
-            node = self._nodes.child(self.value, MAPPING_SIZE, self.low, high)
-        else:
-            node = self._nodes.node(self.value, MAPPING_SIZE)
-        if node.leaf != (self.height == 1):
-            raise broken(node.block, "leaves of one tree at different levels")
-        self._stack.append(_Level(self.height, self.keys, self.values, self.index, self._high))
-        self.keys, self.values, self.index, self._high = node.keys, integers(node), 0, high
-        self.height -= 1
-        self._settle()
-
-    def _settle(self) -> None:
-        while self.index == len(self.keys):
-            if not self._stack:
-                self.low, self.height, self.value = KEY_END, 0, 0
-                return
-            level = self._stack.pop()
-            self.height, self.keys, self.values = level.height, level.keys, level.values
-            self.index, self._high = level.index + 1, level.high
-        self.low, self.value = self.keys[self.index], self.values[self.index]
-
-    def _read_ahead(self, other: "_Side") -> None:
-        reader, height = self._nodes.reader, self.height
-        ours, theirs = self.upcoming(height), other.upcoming(height)
-        # A node beyond the other side's present range may be shared with what comes there, so it is left for later.
-        end = min(ours.high, theirs.high)
-        shared = set(ours.values).intersection(theirs.values)
-        ahead = (
-            [block for key, block in zip(side.keys, side.values, strict=True) if key < end and block not in shared]
-            for side in (ours, theirs)
-        )
-        half = reader.window // 2
-        reader.prefetch([self.value, *(block for blocks in ahead for block in blocks[:half])])
-
-    def upcoming(self, height: int) -> _Level:
-        """The nodes of that height in the present range, from the position on; none where the tree is lower."""
-        if self.height == height:
-            return _Level(height, self.keys[self.index :], self.values[self.index :], 0, self._high)
-        for level in self._stack:
-            if level.height == height:
-                after = level.index + 1
-                return _Level(height, level.keys[after:], level.values[after:], 0, level.high)
-        return _Level(height, (), (), 0, KEY_END)

@@ -7,7 +7,7 @@ references 0, 1, 2 and more; exact counts above two are in a B-tree of their own
 import struct
 from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from thinpool.errors import PoolFailed
 from thinpool.metadata.btree import BTree, NodeReader, broken, raw_values
@@ -82,6 +82,15 @@ class SpaceMap:
             elif ones:  # where nothing in the range is referenced once, as in an old base, no look at each is needed
                 total += sum([page[block - first] for block in part])
         return total
+
+    def prefetch(self, groups: Iterable[Sequence[int]]) -> None:
+        """Read ahead the bitmaps for groups of blocks, where the disk is slow enough for that to pay."""
+        if self._reader.depth == 1:
+            return
+        numbers = {block // COUNTS_PER_BITMAP for blocks in groups for block in blocks if block < self.blocks}
+        missing = sorted(numbers.difference(self._pages))[:_PAGES]
+        if len(missing) > 1:
+            self._reader.prefetch(filter(None, map(self._bitmap_block, missing)))
 
     def _by_page(self, blocks: Sequence[int]) -> Iterator[tuple[int, Sequence[int]]]:
         ordered = sorted(blocks)

@@ -86,16 +86,16 @@ def exclusive_blocks(nodes: NodeReader, roots: Mapping[int, int], metadata: Spac
         portion = pending[-window:]
         del pending[-window:]
         nodes.reader.prefetch(subtree.block for subtree in portion)
-        for subtree in portion:
-            node = _checked(nodes, subtree)
-            if node.leaf:
-                totals[subtree.thin_id] += data.count_once(data_blocks(node))
-                continue
-            thin_id, level = subtree.thin_id, subtree.level + 1
-            pending += [
-                _Subtree(block, thin_id, low, high, level)
-                for block, low, high in child_ranges(node, subtree.high, metadata.once)
-            ]
+        found = [(subtree, _checked(nodes, subtree)) for subtree in portion]
+        leaves = [(subtree.thin_id, data_blocks(node)) for subtree, node in found if node.leaf]
+        data.prefetch(blocks for _, blocks in leaves)
+        for thin_id, blocks in leaves:
+            totals[thin_id] += data.count_once(blocks)
+        for subtree, node in found:
+            if not node.leaf:
+                thin_id, level = subtree.thin_id, subtree.level + 1
+                children = child_ranges(node, subtree.high, metadata.once)
+                pending += [_Subtree(block, thin_id, low, high, level) for block, low, high in children]
     return totals
 
 
