@@ -36,6 +36,7 @@ from thinpool.metadata import Books, read_books
 from thinpool.model import Usage
 from thinpool.pool import PoolIdentity, PoolOptions, PoolStatus, ThinIdTaken, ThinPool, advice, foreign, reconcile
 from thinpool.pool.backing import FILES
+from thinpool.pool.discard import give_back
 from thinpool.pool.options import Way
 from thinpool.pool.pool import NOTE
 from thinpool.units import format_size
@@ -324,6 +325,8 @@ class Devicemapper:
         """Delete a thin device, deactivated first where it is active."""
         if self.shares_handles and self._records.get(INTENT) == str(handle) and not self._is_ours(handle):
             return False
+        if self._pool.options.blkdiscard:
+            give_back(self._thins, self._pool.table().metadata, handle)
         with suppress(DeviceMapperError):  # busy, as a rule
             return self._thins.delete(handle)
         if not self._thins.deactivate(handle):

@@ -122,6 +122,10 @@ class ThinDevices:
             and entry.uuid in {None, self.uuid(int(tail))}  # None: a kernel that lists no uuids
         ]
 
+    def is_active(self, thin_id: int) -> bool:
+        """Whether a thin device is active, or begun to be."""
+        return find_device(self._control, self.name(thin_id)) is not None
+
     def is_open(self, thin_id: int) -> bool:
         """Whether a thin device is active and somebody uses it."""
         info = find_device(self._control, self.name(thin_id))
