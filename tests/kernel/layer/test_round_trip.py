@@ -2,6 +2,7 @@
 
 import io
 import os
+import stat
 import tarfile
 import tempfile
 from pathlib import Path
@@ -125,3 +126,60 @@ def test_two_names_in_different_places_stay_one_file(images: Images) -> None:
         (".", tarfile.DIRTYPE, ""),
         ("z", tarfile.LNKTYPE, "folder/added"),
     ]
+
+
+def test_sockets_and_names_of_whiteouts_are_left_out_with_a_warning(images: Images) -> None:
+    images.make("older")
+    images.make("copy")
+    with images.mounted("older") as older, images.mounted("copy") as copy:
+        for name in ("becomes a socket", "removed"):
+            (older / name).write_text("file")
+        archive, _ = exported(None, older)
+        imported(archive, copy)
+    images.copy("older", "newer")
+    with images.mounted("older") as older, images.mounted("newer") as newer, images.mounted("copy") as copy:
+        for path in newer.iterdir():
+            path.unlink()
+        for name in ("becomes a socket", "new"):
+            os.mknod(newer / name, stat.S_IFSOCK | 0o755)
+        (newer / ".wh.file").write_text("no whiteout")
+        (newer / ".wh.folder").mkdir()
+        (newer / ".wh.folder" / "below").write_text("no whiteout")
+        archive, result = exported(older, newer)
+        imported(archive, copy)
+        assert os.listdir(copy) == []
+    assert result.warnings == (
+        "left out '.wh.file': its name would be read as a whiteout",
+        "left out '.wh.folder': its name would be read as a whiteout",
+        "left out '.wh.folder/below': its name would be read as a whiteout",
+        "left out 'becomes a socket': a socket",
+        "left out 'new': a socket",
+    )
+
+
+def test_one_layers_archive_has_what_changed_and_its_parents(images: Images) -> None:
+    images.make("older")
+    with images.mounted("older") as older:
+        (older / "a" / "b").mkdir(parents=True)
+        for name in ("a/b/c", "a/b/gone", "same"):
+            (older / name).write_text(name)
+    images.copy("older", "newer")
+    with images.mounted("older") as older, images.mounted("newer") as newer:
+        (newer / "a" / "b" / "c").write_text("changed")
+        (newer / "a" / "b" / "gone").unlink()
+        archive, result = exported(older, newer)
+    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+        members = tar.getmembers()
+    assert [member.name for member in members] == [".", "a", "a/b", "a/b/c", "a/b/.wh.gone"]
+    assert result.entries == 5
+    gone = members[4]
+    assert (gone.size, gone.mode, gone.mtime, gone.uid, gone.isreg()) == (0, 0, 0, 0, True)
+
+
+def test_nothing_changed_is_an_archive_of_nothing(images: Images) -> None:
+    images.make("older")
+    with images.mounted("older") as older:
+        archive, result = exported(older, older)
+        assert archive == bytes(1024)
+        assert result.entries == 0
+        assert imported(archive, older).entries == 0
