@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -38,7 +39,7 @@ from thinpool.pool import PoolIdentity, PoolOptions, PoolStatus, ThinIdTaken, Th
 from thinpool.pool.backing import FILES
 from thinpool.pool.discard import give_back
 from thinpool.pool.options import Way
-from thinpool.pool.pool import NOTE
+from thinpool.pool.pool import NOTE, WRITTEN
 from thinpool.units import format_size
 
 _BASE = "base"
@@ -325,13 +326,17 @@ class Devicemapper:
         """Delete a thin device, deactivated first where it is active."""
         if self.shares_handles and self._records.get(INTENT) == str(handle) and not self._is_ours(handle):
             return False
-        if self._pool.options.blkdiscard:
-            give_back(self._thins, self._pool.table().metadata, handle)
+        if self._thins.notes is not None and self._thins.notes.has(handle):
+            self._give_back(handle)
         with suppress(DeviceMapperError):  # busy, as a rule
             return self._thins.delete(handle)
         if not self._thins.deactivate(handle):
             raise LayerInUse(self._thins.users(handle))
         return self._thins.delete(handle)
+
+    def _give_back(self, handle: int) -> None:
+        with suppress(PoolFailed):
+            give_back(self._thins, self._pool.table().metadata, handle)
 
     def _is_ours(self, handle: int) -> bool:
         """Whether the device of a number that was only intended came to be: a descendant shares blocks with the base.
@@ -462,6 +467,7 @@ class Devicemapper:
 
 
 def _remove_files(directory: Path) -> None:
+    shutil.rmtree(directory / WRITTEN, ignore_errors=True)
     for name in (*FILES, NOTE):
         (directory / name).unlink(missing_ok=True)
     directory.rmdir()

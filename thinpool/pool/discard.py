@@ -4,7 +4,8 @@ The kernel frees a deleted device's blocks in the pool's books, and tells nobody
 SSD keeps the data. Only a discard of the thin device itself is passed down, for blocks that no other device shares. So
 before a deletion that frees much, just those blocks are discarded; they are found in the metadata by the kernel's
 reference counts, at a cost that grows with what the device alone has. A deletion that frees little leaves its blocks to
-be used again.
+be used again; most deletions are of that kind, and to tell them cheaply it is noted, when a device is deactivated, that
+much was written to it.
 
 Nothing here can harm: the device's contents are not wanted any more, and the kernel never passes down the discard of a
 block that is shared. So the metadata are read as they are, and any trouble just ends the attempt.
@@ -26,15 +27,12 @@ from thinpool.metadata.reader import BlockReader, DirectFile
 from thinpool.metadata.spacemap import data_space_map, metadata_space_map
 from thinpool.metadata.superblock import SpaceMapRoot
 from thinpool.pool.thins import ThinDevices
-from thinpool.units import MIB
-
-WORTHWHILE = 16 * MIB
-"""Bytes below which a deletion is not worth the activation of the device."""
+from thinpool.pool.written import WORTHWHILE
 
 _BLKDISCARD = 0x1277  # include/uapi/linux/fs.h
 
 
-def give_back(thins: ThinDevices, metadata: Path, thin_id: int) -> bool:
+def give_back(thins: "ThinDevices", metadata: Path, thin_id: int) -> bool:
     """Discard what a thin device alone has, if that is much and nobody has the device active.
 
     A process that dies meanwhile leaves a device with less in it, maybe active, which is to be deleted all the same.

@@ -30,14 +30,18 @@ from thinpool.pool.backing import Backing, at_rest, grow_file, make_files, open_
 from thinpool.pool.devices import PoolTable, find_device, pool_table
 from thinpool.pool.health import METADATA_BLOCK, PoolStatus, shortage, trouble
 from thinpool.pool.identity import PoolIdentity
-from thinpool.pool.options import PoolOptions, Way, reconcile
+from thinpool.pool.options import BLOCK_SIZE_STEP, PoolOptions, Way, reconcile
 from thinpool.pool.superblock import write_uuid, zero_first_block
 from thinpool.pool.thins import ThinDevices
 from thinpool.pool.vetting import vet
+from thinpool.pool.written import WriteNotes
 from thinpool.units import format_size, human_size, to_sectors
 
 _GROWN_AS = {"data": "dm.loopdatasize", "metadata": "dm.loopmetadatasize"}
 
+
+WRITTEN = "written"
+"""Folder of the notes of the devices that much was written to; see `thinpool.pool.written`."""
 
 NOTE = "metadata-snapshot"
 """File in which it is noted that a metadata snapshot of ours may be reserved; see `thinpool.metadata.snapshot`."""
@@ -86,7 +90,14 @@ class ThinPool:
         self.identity = identity
         self.is_foreign = options.way is Way.FOREIGN
         self.name = options.thinpooldev or f"{prefix}-pool"
-        self.thins = ThinDevices(control, self.name, prefix, lambda: self.options.use_deferred_removal)
+        self.thins = ThinDevices(
+            control,
+            self.name,
+            prefix,
+            lambda: self.options.use_deferred_removal,
+            notes=WriteNotes(directory / WRITTEN) if options.blkdiscard else None,
+            block_size=self._block_size or BLOCK_SIZE_STEP,
+        )
 
     # -- made
 

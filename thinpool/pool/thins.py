@@ -15,6 +15,7 @@ from thinpool.errors import DeviceMapperError, PoolFailed, PoolFull
 from thinpool.pool.devices import find_device, find_number
 from thinpool.pool.health import trouble
 from thinpool.pool.users import users
+from thinpool.pool.written import WriteNotes
 from thinpool.units import to_sectors
 
 _ATTEMPTS = 5
@@ -32,14 +33,30 @@ class ThinDevices:
         pool: the pool's device-mapper name.
         prefix: of the devices' names, as in `thinpool-3f9a1c02b7aa`.
         deferred: tells whether a device in use goes when its last user lets go.
+        notes: notes of the devices that much was written to, or None where nobody asks for them.
+        block_size: bytes of the pool's data block.
+
+    Attributes:
+        notes: the notes.
     """
 
-    def __init__(self, control: Control, pool: str, prefix: str, deferred: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        control: Control,
+        pool: str,
+        prefix: str,
+        deferred: Callable[[], bool],
+        *,
+        notes: WriteNotes | None,
+        block_size: int,
+    ) -> None:
         self._control = control
         self._pool = pool
         self._prefix = prefix
         self._uuid = f"THINPOOL-{prefix.removeprefix('thinpool-')}"
         self._deferred = deferred
+        self._block_size = block_size
+        self.notes = notes
 
     # -- active or not
 
@@ -101,15 +118,27 @@ class ThinDevices:
 
     def deactivate(self, thin_id: int) -> bool:
         """Deactivate a thin device; False where somebody uses it, and it goes when they let go, or not, by option."""
+        info = self._observed(thin_id)
+        if info is None:
+            return True
         try:
-            info = remove_device(self._control, self.name(thin_id), deferred=self._deferred())
+            info = remove_device(self._control, info.name, deferred=self._deferred())
         except DeviceMapperError as error:
             if error.errno == errno.ENXIO:
                 return True
             if error.errno == errno.EBUSY:
                 return False
             raise
+        if info.deferred_remove and self.notes is not None:
+            self.notes.note(thin_id)  # nobody looks when it goes
         return not info.deferred_remove
+
+    def _observed(self, thin_id: int) -> DeviceInfo | None:
+        """A device's state, None where it is not active; with a note if much was written to it."""
+        info = find_device(self._control, self.name(thin_id))
+        if info is not None and self.notes is not None and not info.read_only:
+            self.notes.observe(thin_id, (info.major, info.minor), self._block_size)
+        return info
 
     def active(self) -> list[int]:
         """The thin devices that are active, by number."""
@@ -175,12 +204,13 @@ class ThinDevices:
             ThinIdTaken: there is one of that number.
             PoolFull, PoolFailed: the pool cannot take it, or has no such origin.
         """
-        name = self.name(origin)
-        if not quiesce or find_device(self._control, name) is None:
+        if not quiesce or self._observed(origin) is None:
             self._send(f"create_snap {thin_id} {origin}")
-            return
-        with suspended(self._control, name):
-            self._send(f"create_snap {thin_id} {origin}")
+        else:
+            with suspended(self._control, self.name(origin)):
+                self._send(f"create_snap {thin_id} {origin}")
+        if quiesce and self.notes is not None and self.notes.has(origin):  # the copy may be what remains of it
+            self.notes.note(thin_id)
 
     def delete(self, thin_id: int) -> bool:
         """Delete a thin device that is not active; False where there is none.
@@ -195,6 +225,8 @@ class ThinDevices:
             if error.errno == errno.ENODATA:
                 return False
             raise self._explained(error) from error
+        if self.notes is not None:
+            self.notes.forget(thin_id)
         return True
 
     def _send(self, text: str) -> None:

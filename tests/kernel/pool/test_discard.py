@@ -108,6 +108,26 @@ def test_a_discard_takes_nothing_from_others(pool: ThinPool, monkeypatch: pytest
     assert thins.deactivate(1)
 
 
+def test_a_layer_that_was_written_while_it_was_left_active(store: Store) -> None:
+    store.prepare("work")
+    mounted = store.mount("work")
+    (mounted.target / "a").write_bytes(os.urandom(64 * MIB))
+    store.down()
+    before = occupied(store)
+    with Store.open(store.root) as again:
+        again.remove("work")
+        assert occupied(again) < before - 60 * MIB
+
+
+def test_little_is_not_noted(store: Store) -> None:
+    store.prepare("work")
+    with store.mount("work") as root:
+        (root / "a").write_bytes(b"little")
+    store.checkpoint("instant", "work")
+    notes = store.root / "devicemapper/written"
+    assert not notes.exists() or os.listdir(notes) == []
+
+
 def test_removal_of_much_is_followed_by_a_sound_pool(store: Store, thin_check: Callable[[Path], None]) -> None:
     store.prepare("work")
     fill(store, "work", "a", 100 * MIB)
@@ -116,5 +136,6 @@ def test_removal_of_much_is_followed_by_a_sound_pool(store: Store, thin_check: C
     store.remove("work")
     store.remove("instant")
     assert occupied(store) < 8 * MIB
+    assert os.listdir(store.root / "devicemapper/written") == []
     store.down()
     thin_check(store.root / "devicemapper/metadata")
