@@ -14,8 +14,8 @@ from thinpool.metadata import Books
 pytestmark = pytest.mark.kernel
 
 LONG = bool(os.environ.get("THINPOOL_TEST_LONG"))
-SEEDS = range(20 if LONG else 4)
-ROUNDS = 100 if LONG else 50
+SEEDS = range(80 if LONG else 8)
+ROUNDS = 25
 
 
 def usage_of(books: Books) -> Usage:
