@@ -33,7 +33,7 @@ class WriteNotes:
         try:
             with open(f"/sys/dev/block/{device[0]}:{device[1]}/stat", "rb") as file:
                 fields = file.read().split()
-        except FileNotFoundError:
+        except OSError:  # gone just now, as its last user let go
             return
         if int(fields[_SECTORS_WRITTEN]) * SECTOR + 2 * int(fields[_WRITES]) * block_size >= WORTHWHILE:
             self.note(thin_id)
