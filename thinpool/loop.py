@@ -25,6 +25,7 @@ import io
 import os
 import stat
 import struct
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,6 +54,7 @@ _INFO = struct.Struct("=QQQQQIIII64s64s32s16x")  # struct loop_info64
 _CONFIG = struct.Struct("=II232s64x")  # struct loop_config
 _NAME_BYTES = 63
 _TRIES = 64
+_PAUSE_SECONDS = 0.001
 
 
 @attrs.frozen
@@ -156,7 +158,8 @@ def attach(
         flags = _READ_ONLY * read_only | _AUTOCLEAR * autoclear | _DIRECT_IO * direct_io
         info = _INFO.pack(0, 0, 0, offset, size_limit, 0, 0, 0, flags, os.fsencode(name)[:_NAME_BYTES], b"", b"")
         config = _CONFIG.pack(fd, block_size or 0, info)
-        for _ in range(_TRIES):
+        for attempt in range(_TRIES):
+            time.sleep(_PAUSE_SECONDS * attempt)  # nothing tells when whoever is in the way has gone
             number = _free_number(control)
             device = _open(number, write=not read_only)
             try:
@@ -164,7 +167,7 @@ def attach(
                 made = _status(number, device)
             except OSError as error:
                 device.close()
-                if error.errno == errno.EBUSY:  # somebody else was faster
+                if error.errno == errno.EBUSY:  # somebody else was faster, or has opened it to look with O_EXCL
                     continue
                 raise _refused(name, number, error) from error
             except BaseException:

@@ -1,5 +1,6 @@
 """Loop devices, on the real kernel."""
 
+import fcntl
 import os
 import signal
 import stat
@@ -19,6 +20,8 @@ from thinpool.errors import LoopError
 from thinpool.units import MIB
 
 pytestmark = pytest.mark.kernel
+
+LOOP_CTL_GET_FREE = 0x4C82  # include/uapi/linux/loop.h
 
 
 @pytest.fixture(autouse=True)
@@ -241,6 +244,19 @@ def test_attaching_at_the_same_time(scratch: Path) -> None:
     assert files() == {(image.stat().st_dev, image.stat().st_ino) for image in images}
     for device in made:
         device.close()
+
+
+def test_somebody_looks_into_the_free_device(image: Path) -> None:
+    """The kernel keeps calling it free, and does not let it be attached, for as long as it is open exclusively."""
+    control = os.open("/dev/loop-control", os.O_RDWR)
+    number = fcntl.ioctl(control, LOOP_CTL_GET_FREE)
+    os.close(control)
+    held = os.open(f"/dev/loop{number}", os.O_RDONLY | os.O_EXCL)
+    with pytest.raises(LoopError, match="were taken by others"):
+        loop.attach(image)
+    threading.Timer(0.2, os.close, [held]).start()
+    with loop.attach(image, autoclear=True) as device:
+        assert device.number == number
 
 
 @pytest.mark.parametrize(

@@ -67,8 +67,8 @@ def no_udevd() -> Iterator[None]:
     """No udevd: it is ended, and started again after the test."""
     subprocess.run(["udevadm", "settle"], check=True, timeout=120)  # or it would leave names that it made before
     (number,) = _udevds()
-    os.kill(number, signal.SIGTERM)
     handle = os.pidfd_open(number)
+    os.kill(number, signal.SIGTERM)
     poll = select.poll()
     poll.register(handle, select.POLLIN)
     assert poll.poll(30_000), "udevd did not end"
