@@ -67,14 +67,26 @@ def no_udevd() -> Iterator[None]:
     """No udevd: it is ended, and started again after the test."""
     subprocess.run(["udevadm", "settle"], check=True, timeout=120)  # or it would leave names that it made before
     (number,) = _udevds()
-    handle = os.pidfd_open(number)
-    os.kill(number, signal.SIGTERM)
-    poll = select.poll()
-    poll.register(handle, select.POLLIN)
-    assert poll.poll(30_000), "udevd did not end"
-    os.close(handle)
-    Path("/run/udev/control").unlink(missing_ok=True)
-    yield
+    try:
+        _end(number)
+        Path("/run/udev/control").unlink(missing_ok=True)
+        yield
+    finally:
+        _start_udevd()
+
+
+def _end(process: int) -> None:
+    handle = os.pidfd_open(process)
+    try:
+        os.kill(process, signal.SIGTERM)
+        poll = select.poll()
+        poll.register(handle, select.POLLIN)
+        assert poll.poll(30_000), "udevd did not end"
+    finally:
+        os.close(handle)
+
+
+def _start_udevd() -> None:
     libc = ctypes.CDLL(None)
     libc.prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)  # or the new udevd would be taken for one that the test left behind
     try:
