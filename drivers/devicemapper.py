@@ -6,7 +6,6 @@ The handle of a layer is its thin id. A thin device is active only while somebod
 
 import errno
 import hashlib
-import json
 import os
 import secrets
 import shutil
@@ -20,6 +19,7 @@ import attrs
 from thinpool.dm import Control
 from thinpool.dm.device import device_path
 from thinpool.drivers.base import INTENT, Context, DriverStatus, HandleTaken, Storage
+from thinpool.drivers.thinbase import Base
 from thinpool.errors import (
     ConfigError,
     DeviceMapperError,
@@ -28,10 +28,9 @@ from thinpool.errors import (
     MountError,
     NotPermitted,
     PoolFailed,
-    ThinPoolError,
 )
 from thinpool.filesystem import mounts, syscalls
-from thinpool.filesystem.formats import FileSystem, file_system, make_base
+from thinpool.filesystem.formats import FileSystem, file_system
 from thinpool.filesystem.mounts import MountEntry
 from thinpool.metadata import Books, read_books
 from thinpool.model import Usage
@@ -42,14 +41,11 @@ from thinpool.pool.options import Way
 from thinpool.pool.pool import NOTE, WRITTEN
 from thinpool.units import format_size
 
-_BASE = "base"
-_BASE_BEGUN = "base-begun"
 _BEGUN = "pool-begun"
 _IDENTITY = "pool"
 _PAGE = 4096
 _FOREIGN_FIRST = 1 << 22
 _FOREIGN_LAST = 15 << 20
-_EXT4_WRITES_ZEROS = "-E assume_storage_prezeroed=0,lazy_itable_init=0,lazy_journal_init=0,nodiscard,root_owner=0:0"
 
 T = TypeVar("T")
 
@@ -168,6 +164,7 @@ class Devicemapper:
             self._control, context.directory, prefix(context.root), options, identity, remember=self._remember
         )
         self._thins = self._pool.thins
+        self._base = Base(context.records, self._pool, self._file_system)
 
     def _remember(self, identity: PoolIdentity) -> None:
         self._records.put(_IDENTITY, identity.to_json())
@@ -205,59 +202,7 @@ class Devicemapper:
             self._remember(self._pool.create(begun=begun))
         else:
             self._pool.activate()
-        if self._records.get(_BASE) is None:
-            self._make_base()
-
-    def _make_base(self) -> None:
-        """Make the base, over what a process that died had made of it.
-
-        Its number is on record once the device is made, so that only a device of ours is ever deleted; a process that
-        dies between the two leaves an empty device in a pool that others share.
-        """
-        begun = self._records.get(_BASE_BEGUN)
-        if begun:
-            self._discard(int(begun))
-        handle = self._new_thin()
-        self._records.put(_BASE_BEGUN, str(handle))
-        size = self._pool.options.basesize
-        try:
-            device = device_path(self._thins.activate(handle, size))
-            make_base(self._file_system, device, self._mkfs_arguments())
-            self._release_base(handle)
-        except BaseException:
-            with suppress(ThinPoolError):
-                self._discard(handle)
-            raise
-        self._records.claim(handle)
-        self._records.put(_BASE, json.dumps({"handle": handle, "size": size}))
-
-    def _mkfs_arguments(self) -> str:
-        """What is asked for; in a pool that does not zero blocks, mke2fs must write the zeros that it counts on."""
-        asked = self._pool.options.mkfsarg
-        if self._file_system.name == "ext4" and not self._pool.table().zeroes:
-            return f"{_EXT4_WRITES_ZEROS} {asked}".rstrip()
-        return asked
-
-    def _release_base(self, handle: int) -> None:
-        if not self._thins.deactivate(handle):
-            raise LayerInUse(self._thins.users(handle))
-
-    def _discard(self, handle: int) -> None:
-        self._thins.deactivate(handle)
-        self._thins.delete(handle)
-
-    def _new_thin(self) -> int:
-        while True:
-            handle = self._records.allot()
-            try:
-                self._thins.create(handle)
-            except ThinIdTaken:
-                if self.shares_handles:
-                    self._records.skip(handle)
-                else:  # no record names it: a process that died made it
-                    self._discard(handle)
-            else:
-                return handle
+        self._base.make()
 
     def up(self) -> bool:
         """Activate the pool; False where it was active."""
@@ -289,7 +234,7 @@ class Devicemapper:
     def create(self, handle: int, parent: Storage | None, size: int | None) -> int:
         """Snapshot the parent, or the base, and grow the copy's file system where a size asks for it."""
         self._pool.check_room()
-        origin = parent or self._base
+        origin = parent or self._base.storage
         if parent is None and size is None:  # dm.basesize may have grown since the base was made
             size = self._pool.options.basesize
         self._snap(handle, origin)
@@ -343,7 +288,7 @@ class Devicemapper:
 
         Where a process died after it found the number taken by somebody else, the records look the same.
         """
-        base = self._base.handle
+        base = self._base.storage.handle
 
         def shares(books: Books) -> bool:
             return handle in books and books.difference_blocks(handle, base) < books.mapped_blocks(handle)
@@ -414,14 +359,9 @@ class Devicemapper:
 
     # -- looking
 
-    @property
-    def _base(self) -> Storage:
-        found = json.loads(self._records.get(_BASE) or "{}")
-        return Storage(found["handle"], found["size"], immutable=True)
-
     def usages(self, layers: Sequence[tuple[int, int | None]]) -> Mapping[int, Usage]:
         """Count blocks in the pool's metadata, where nothing that two layers share is read twice."""
-        base = self._base.handle
+        base = self._base.storage.handle
 
         def count(books: Books) -> dict[int, Usage]:
             size = books.data_block_size

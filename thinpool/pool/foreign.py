@@ -42,6 +42,7 @@ def resolve(control: Control, given: str) -> str:
 
 
 def _look_up(control: Control, given: str) -> DeviceInfo | None:
+    given = given.removeprefix("/dev/mapper/")  # by name, as udevd may not have made the node yet
     if given.startswith("/"):
         try:
             found = os.stat(given)

@@ -131,42 +131,55 @@ class PoolOptions:
         "", values.mount_options, values.show, Later.CHANGE, "more mount options of the layers, comma-separated"
     )
     blkdiscard: bool = _option(
-        "true", values.truth, values.show, Later.CHANGE, "give a removed layer's blocks back to the device below"
+        "true",
+        values.truth,
+        values.show,
+        Later.CHANGE,
+        "give a large layer's blocks back to the device below when it is removed, and pass on discards of layers",
     )
     min_free_space: int = _option(
         "10%",
         values.percent(0, 99),
         values.show_percent,
         Later.CHANGE,
-        "free space below which nothing new is begun",
+        "free data or metadata below which no layer is begun",
     )
     use_deferred_removal: bool = _option(
-        "true", values.truth, values.show, Later.CHANGE, "a device in use goes when its last user lets go"
+        "true",
+        values.truth,
+        values.show,
+        Later.CHANGE,
+        "a device in use goes when its last user lets go; else it stays active",
     )
     use_deferred_deletion: bool = _option(
         "true",
         values.truth,
         values.show,
         Later.CHANGE,
-        "a removed layer in use is deleted when its last user lets go",
+        "accepted, and without effect: a layer in use is not removed, and what is replaced goes with its last user",
     )
     thinp_autoextend_threshold: int = _option(
         "80",
         values.percent(1, 100),
         values.show,
         Later.CHANGE,
-        "percentage in use at which the pool is extended",
+        "percentage of data in use at which the kernel tells, and info warns, that the pool is to be extended",
         _OWN,
     )
     thinp_autoextend_percent: int = _option(
-        "20", values.percent(1, 999), values.show, Later.CHANGE, "by how many percent it is extended", _OWN
+        "20",
+        values.percent(1, 999),
+        values.show,
+        Later.CHANGE,
+        "by how many percent a monitor is to extend it; nothing extends it by itself",
+        _OWN,
     )
     error_if_no_space: bool = _option(
         "true",
         values.truth,
         values.show,
         Later.CHANGE,
-        "a full pool fails writes at once instead of queueing them",
+        "a full pool fails writes at once; else it holds them back, for a minute",
         _OWN,
     )
 

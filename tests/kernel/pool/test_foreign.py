@@ -210,7 +210,7 @@ def test_a_store_that_could_not_be_made_leaves_no_device(scratch: Path, elsewher
 def test_a_base_that_was_begun_is_made_anew(scratch: Path, elsewhere: Elsewhere) -> None:
     code = (
         "import os, sys\n"
-        "import thinpool.drivers.devicemapper as driver\n"
+        "import thinpool.drivers.thinbase as driver\n"
         "from thinpool import Store\n"
         "driver.make_base = lambda *_: os._exit(9)\n"
         "Store.open(sys.argv[1], 'devicemapper', eval(sys.argv[2]))\n"

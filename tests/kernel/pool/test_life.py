@@ -11,7 +11,9 @@ import pytest
 from thinpool import Store
 from thinpool.dm import Control
 from thinpool.errors import ConfigError, PoolFailed
+from thinpool.metadata import Books
 from thinpool.pool import PoolIdentity, PoolOptions, ThinPool
+from thinpool.units import MIB
 
 pytestmark = pytest.mark.kernel
 
@@ -235,3 +237,62 @@ def test_options_are_in_the_table_and_change_while_the_pool_is_active(store: Sto
     with Store.open(store.root) as again:
         again.up()
     assert table().split()[6:] == ["16384", "1", "no_discard_passdown"]
+
+
+def test_the_warning_about_loop_files_is_given_once(scratch: Path) -> None:
+    with Store.open(scratch / "root", "devicemapper", SMALL) as store:
+        assert sum("loop files, which are for trying" in warning for warning in store.info().warnings) == 1
+    with Store.open(scratch / "root", "devicemapper", SMALL) as store:
+        assert not any("trying" in warning for warning in store.info().warnings)
+        store.down()
+
+
+def test_a_file_system_below_that_is_too_small_is_a_warning(scratch: Path) -> None:
+    with Store.open(scratch / "root", "devicemapper", SMALL | {"dm.loopdatasize": "4T"}) as store:
+        assert any("the pool may take 4.00 TiB more" in warning for warning in store.info().warnings)
+        assert any("of metadata are few" in warning for warning in store.info().warnings)
+        store.down()
+
+
+def test_a_larger_base_size_is_for_layers_from_then_on(store: Store) -> None:
+    assert store.prepare("before").size == 512 * MIB
+    with Store.open(store.root, options={"dm.basesize": "1G"}) as again:
+        assert again.prepare("after").size == 1 << 30
+        with again.mount("after") as root:
+            space = os.statvfs(root)
+            assert space.f_blocks * space.f_frsize > 900 * MIB
+        again.commit("done", "after")
+        assert again.prepare("child", "done").size == 1 << 30
+        assert again.stat("before").size == 512 * MIB
+
+
+def test_a_device_may_be_named_by_another_path(scratch: Path, disk_factory: DiskFactory) -> None:
+    data, metadata, other = disk_factory(1 << 30), disk_factory(32 << 20), disk_factory(1 << 30)
+    options = {"dm.datadev": str(data), "dm.metadatadev": str(metadata), "dm.basesize": "256M"}
+    Store.open(scratch / "root", "devicemapper", options).close()
+    (scratch / "link").symlink_to(data)
+    with Store.open(scratch / "root", options={"dm.datadev": str(scratch / "link")}) as store:
+        assert store.info().options["dm.datadev"] == str(data)
+        with pytest.raises(ConfigError, match=r"dm\.datadev is .* fixed when a store is made"):
+            Store.open(scratch / "root", options={"dm.datadev": str(other)})
+        store.down()
+
+
+def test_a_pool_is_made_by_the_one_who_finishes_it(scratch: Path) -> None:
+    """Killed while it makes the base, once the pool is recorded: the base is made anew, nothing of the old is left."""
+    code = (
+        "import os, sys\n"
+        "import thinpool.drivers.thinbase as base\n"
+        "from thinpool import Store\n"
+        "base.make_base = lambda *_: os._exit(9)\n"
+        "Store.open(sys.argv[1], 'devicemapper', eval(sys.argv[2]))\n"
+    )
+    assert subprocess.run(["python", "-c", code, scratch / "root", repr(SMALL)], check=False).returncode == 9
+    with Store.open(scratch / "root", "devicemapper", SMALL) as store:
+        store.prepare("work")
+        with store.mount("work") as root:
+            assert os.listdir(root) == []
+        metadata = store._session.driver._pool.table().metadata  # type: ignore[attr-defined]
+        with Books.open(metadata) as books:
+            assert len(list(books.devices())) == 2
+        store.down()
