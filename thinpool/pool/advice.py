@@ -21,6 +21,7 @@ NOT_ZEROED = (
 _MAPPINGS_PER_NODE = 126  # half of the 252 that a node holds at most: B-trees split nodes in the middle
 _COUNTS_PER_BITMAP = (METADATA_BLOCK - 16) * 4
 _DEVICES = 1000
+_SPARE_BLOCKS = 64
 _METADATA_PERCENT = 80
 
 
@@ -48,6 +49,15 @@ def space_map_size(data_size: int, block_size: int) -> int:
     """
     bitmaps = -(-(data_size // block_size) // _COUNTS_PER_BITMAP)
     return (bitmaps + bitmaps // _MAPPINGS_PER_NODE + 1) * METADATA_BLOCK
+
+
+def room_to_count(data_size: int, new_size: int, block_size: int) -> int:
+    """Bytes of metadata that must be free before data grow: twice what their counts take, and a little.
+
+    The kernel writes what it changes of its books to new places, and frees the old ones with the next commit.
+    """
+    more = space_map_size(new_size, block_size) - space_map_size(data_size, block_size)
+    return 2 * more + _SPARE_BLOCKS * METADATA_BLOCK if new_size > data_size else 0
 
 
 def warnings(status: PoolStatus, *, data_percent: int, least_free_percent: int) -> Iterator[str]:

@@ -25,7 +25,8 @@ from thinpool.dm.status import ThinPoolStatus
 from thinpool.errors import ConfigError, DeviceMapperError, PoolFailed
 from thinpool.metadata import Books, read_superblock
 from thinpool.metadata.snapshot import metadata_snapshot, release_leftover
-from thinpool.pool.advice import space_map_size
+from thinpool.metadata.superblock import Superblock
+from thinpool.pool.advice import room_to_count
 from thinpool.pool.backing import Backing, at_rest, grow_file, make_files, open_backing, resize_file, size_at_rest
 from thinpool.pool.devices import PoolTable, find_device, pool_table
 from thinpool.pool.health import METADATA_BLOCK, PoolStatus, shortage, trouble
@@ -126,12 +127,13 @@ class ThinPool:
                 vet({"dm.datadev": backing.data, "dm.metadatadev": backing.metadata})
             backing.check_new(self.options.blocksize)
             zero_first_block(backing.metadata)
-            self._activate_on(backing)
+            size = block_device_size(backing.data)
+            self._activate_on(backing, size)
             remove_device(self._control, self.name)
             name = uuid.uuid4()
             write_uuid(backing.metadata, name.bytes)
             self.identity = PoolIdentity(name.hex, 0)
-            self._activate_on(backing)
+            self._activate_on(backing, size)
         return self.identity
 
     def _remove_half_made(self) -> None:
@@ -168,18 +170,19 @@ class ThinPool:
                 return False
             remove_device(self._control, self.name)
         with open_backing(self._directory, self.options) as backing:
-            current = self._check_metadata(backing)
-            self._activate_on(backing)
-        self._move_on(current)
+            found = self._check_metadata(backing)
+            self._activate_on(backing, _countable(found, block_device_size(backing.data)))
+        self._move_on(found.transaction_id)
         return True
 
-    def _activate_on(self, backing: Backing) -> None:
-        create_device(self._control, self.name, [self._entry(backing.data, backing.metadata)], uuid=self._uuid)
+    def _activate_on(self, backing: Backing, data_size: int) -> None:
+        entry = self._entry(backing.data, backing.metadata, data_size)
+        create_device(self._control, self.name, [entry], uuid=self._uuid)
 
-    def _entry(self, data: Path, metadata: Path) -> TableEntry:
-        """The pool's table on its devices as they are, with the features in the kernel's order."""
+    def _entry(self, data: Path, metadata: Path, data_size: int) -> TableEntry:
+        """The pool's table on so many bytes of a data device, with the features in the kernel's order."""
         options = self.options
-        blocks = block_device_size(data) // options.blocksize
+        blocks = data_size // options.blocksize
         low_water = blocks * (100 - options.thinp_autoextend_threshold) // 100
         features = {"no_discard_passdown": not options.blkdiscard, "error_if_no_space": options.error_if_no_space}
         block_sectors = to_sectors(options.blocksize)
@@ -192,14 +195,14 @@ class ThinPool:
         )
         return TableEntry(0, blocks * block_sectors, target)
 
-    def _check_metadata(self, backing: Backing) -> int:
-        """Compare the metadata with the records and the devices: the transaction id it has."""
+    def _check_metadata(self, backing: Backing) -> Superblock:
+        """Compare the metadata with the records and the devices."""
         if self.identity is None:
             raise PoolFailed("the pool was never made")
         found = read_superblock(backing.metadata)
         self.identity.check(found.uuid.hex(), found.transaction_id, str(backing.metadata))
         backing.check_holds(found)
-        return found.transaction_id
+        return found
 
     def _move_on(self, current: int) -> None:
         def put(old: int, new: int) -> bool:
@@ -233,36 +236,43 @@ class ThinPool:
     def grow(self, data: int | None, metadata: int | None) -> None:
         """Extend the active pool online, to new total sizes in bytes; block devices, to the size that they have.
 
-        First the file grows, durably, then its loop device, then the pool's table; the caller records the options
-        last. Wherever a process dies between these, the pool takes the whole file when it is activated next or grown
-        again, and records of a smaller size are accepted.
+        The metadata grow first, as data need metadata to count their blocks. Of each, the file grows, durably, then its
+        loop device, then the pool's table; the caller records the options last. Wherever a process dies between these,
+        the pool takes the whole file when it is activated next or grown again, and records of a smaller size are
+        accepted. What the kernel refuses is undone.
 
         Raises:
             ConfigError: smaller than it is, larger than there can be, or a pool made elsewhere.
+            PoolFailed: the pool is inactive, or the kernel refuses.
         """
         if self.is_foreign:
             raise ConfigError(f"pool {self.name} was made elsewhere; grow it there", hint="lvextend")
         table = self.table()
-        wanted = {"data": (table.data, data), "metadata": (table.metadata, metadata)}
-        before = {name: block_device_size(device) for name, (device, _) in wanted.items()}
-        options = self.options
-        for name, (device, size) in wanted.items():
-            if size is not None:
-                options = self._sized(options, name, device, size)
-        self._check_counts(
-            table, (before | {name: size for name, (_, size) in wanted.items() if size})["data"], metadata
-        )
-        with ExitStack() as undo:
-            for name, (device, size) in wanted.items():
-                if size is not None and options.way is Way.FILES:
-                    undo.callback(resize_file, self._directory / name, before[name], device)
-                    grow_file(self._directory / name, size, device)
-            self._swap(self._entry(table.data, table.metadata))
-            undo.pop_all()
-        self.options = options
+        after_metadata = self._sized(self.options, "metadata", table.metadata, metadata)
+        after_both = self._sized(after_metadata, "data", table.data, data)
+        if data is not None:
+            self._check_counts(data, metadata)
+        if metadata is not None:
+            self._extend(table, "metadata", metadata, table.data_size)
+            self.options = after_metadata
+        if data is not None:
+            self._extend(table, "data", data, data)
+            self.options = after_both
 
-    def _sized(self, options: PoolOptions, name: str, device: Path, size: int) -> PoolOptions:
-        """The options with one new size, which must be one that the device can have."""
+    def _extend(self, table: PoolTable, name: str, size: int, data_size: int) -> None:
+        """Extend one of the two devices, if it is a file, and let the kernel look at its size."""
+        device = getattr(table, name)
+        with ExitStack() as undo:
+            if self.options.way is Way.FILES:
+                undo.callback(resize_file, self._directory / name, block_device_size(device), device)
+                grow_file(self._directory / name, size, device)
+            self._swap(self._entry(table.data, table.metadata, data_size))
+            undo.pop_all()
+
+    def _sized(self, options: PoolOptions, name: str, device: Path, size: int | None) -> PoolOptions:
+        """The options with one new size, if there is one, which must be one that the device can have."""
+        if size is None:
+            return options
         have = block_device_size(device)
         if options.way is Way.DEVICES and size != have:
             raise ConfigError(
@@ -273,14 +283,17 @@ class ThinPool:
             raise ConfigError(f"{name} size {format_size(size)} is less than the {format_size(have)} there are")
         return options if options.way is Way.DEVICES else reconcile(options, {_GROWN_AS[name]: format_size(size)})
 
-    def _check_counts(self, table: PoolTable, data: int, metadata: int | None) -> None:
-        """Raise ConfigError where the metadata has no room to count the blocks that data grows by."""
+    def _check_counts(self, data: int, metadata: int | None) -> None:
+        """Raise ConfigError where the metadata have no room to count the blocks of more data.
+
+        The kernel would find out half-way, and leave a pool that needs a check.
+        """
         status = self.status()
-        more = space_map_size(data, table.block_size) - space_map_size(status.data_total, table.block_size)
         room = max(metadata or 0, status.metadata_total) - status.metadata_used
-        if more > room:
+        need = room_to_count(status.data_total, data, status.block_size)
+        if need > room:
             raise ConfigError(
-                f"{format_size(data)} of data need {human_size(more)} more metadata to count their blocks, and"
+                f"{format_size(data)} of data need {human_size(need)} more metadata to count their blocks, and"
                 f" {human_size(room)} are free",
                 hint="grow the metadata too",
             )
@@ -294,7 +307,7 @@ class ThinPool:
         if self.is_foreign:
             return
         table = self.table()
-        entry = self._entry(table.data, table.metadata)
+        entry = self._entry(table.data, table.metadata, table.data_size)
         if entry.target != table.target:
             self._swap(entry)
 
@@ -403,6 +416,17 @@ class ThinPool:
         """Reserve a metadata snapshot for the block."""
         with metadata_snapshot(self._control, self.name, note=self._note):
             yield
+
+
+def _countable(found: Superblock, device_size: int) -> int:
+    """How much of a data device a pool can use: all of it, unless it grew by more than the metadata can count."""
+    data, metadata = found.data_space_map, found.metadata_space_map
+    if data is None or metadata is None:
+        return device_size
+    size = data.blocks * found.data_block_size
+    room = (metadata.blocks - metadata.allocated) * METADATA_BLOCK
+    grown = device_size // found.data_block_size > data.blocks
+    return device_size if grown and room_to_count(size, device_size, found.data_block_size) <= room else size
 
 
 def _number(device: Path) -> str:

@@ -234,6 +234,8 @@ def test_a_pool_that_does_not_zero(scratch: Path, disk_factory: DiskFactory) -> 
                 os.pwrite(disk.fileno(), b"\xff" * MIB, offset)
             os.fsync(disk.fileno())
         with Store.open(scratch / "root", "devicemapper", options(pool)) as store:
+            base = max(pool.devices())
+            assert pool.devices()[base] * BLOCK > 8 * MIB  # inode tables and journal are written
             assert any("does not zero" in warning for warning in store.info().warnings)
             store.prepare("work", size="512M")
             with store.mount("work") as root:

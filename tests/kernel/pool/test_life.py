@@ -1,5 +1,6 @@
 """The life of a pool on a real kernel: activated and deactivated, known again, grown online."""
 
+import errno
 import os
 import subprocess
 from collections.abc import Callable, Iterator
@@ -10,7 +11,7 @@ import pytest
 
 from thinpool import Store
 from thinpool.dm import Control
-from thinpool.errors import ConfigError, PoolFailed
+from thinpool.errors import ConfigError, DeviceMapperError, PoolFailed
 from thinpool.metadata import Books
 from thinpool.pool import PoolIdentity, PoolOptions, ThinPool
 from thinpool.units import MIB
@@ -195,6 +196,50 @@ def test_growth_that_was_cut_short_is_accepted_and_finished(recorded: Recorded) 
     again.deactivate()
 
 
+def test_metadata_grow_first_as_data_need_them(recorded: Recorded, thin_check: Callable[[Path], None]) -> None:
+    pool = recorded.pool()
+    pool.activate()
+    with pytest.raises(ConfigError, match=r"of data need .* more metadata to count") as caught:
+        pool.grow(8 << 40, None)
+    assert caught.value.hint == "grow the metadata too"
+    pool.grow(8 << 40, 256 << 20)
+    status = pool.status()
+    assert (status.data_total, status.metadata_total, status.mode) == (8 << 40, 256 << 20, "rw")
+    pool.thins.create(1)
+    pool.deactivate()
+    thin_check(recorded.folder / "metadata")
+
+
+def test_a_file_that_grew_by_more_than_can_be_counted(recorded: Recorded) -> None:
+    """By hand, or by a growth that died: the kernel would leave a pool that needs a check."""
+    os.truncate(recorded.folder / "data", 8 << 40)
+    pool = recorded.pool()
+    pool.activate()
+    status = pool.status()
+    assert (status.data_total, status.mode) == (1 << 30, "rw")
+    pool.grow(8 << 40, 256 << 20)
+    assert pool.status().data_total == 8 << 40
+    pool.deactivate()
+
+
+def test_growth_that_the_kernel_refuses_is_undone(recorded: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise DeviceMapperError("DM_TABLE_LOAD", "pool", errno.ENOMEM, "no memory")
+
+    pool = recorded.pool()
+    pool.activate()
+    with monkeypatch.context() as patched:
+        patched.setattr("thinpool.pool.pool.swap_table", refuse)
+        with pytest.raises(PoolFailed, match="goes on as it was: no memory"):
+            pool.grow(2 << 30, None)
+    assert os.stat(recorded.folder / "data").st_size == 1 << 30
+    assert pool.options == recorded.options
+    pool.thins.create(1)
+    pool.grow(2 << 30, None)
+    assert pool.status().data_total == 2 << 30
+    pool.deactivate()
+
+
 def test_block_devices_grow_to_their_size(scratch: Path, disk_factory: DiskFactory) -> None:
     data, metadata = disk_factory(1 << 30), disk_factory(32 << 20)
     options = {"dm.datadev": str(data), "dm.metadatadev": str(metadata), "dm.basesize": "256M"}
@@ -248,7 +293,9 @@ def test_the_warning_about_loop_files_is_given_once(scratch: Path) -> None:
 
 
 def test_a_file_system_below_that_is_too_small_is_a_warning(scratch: Path) -> None:
-    with Store.open(scratch / "root", "devicemapper", SMALL | {"dm.loopdatasize": "4T"}) as store:
+    with Store.open(
+        scratch / "root", "devicemapper", SMALL | {"dm.loopdatasize": "4T", "dm.loopmetadatasize": "64M"}
+    ) as store:
         assert any("the pool may take 4.00 TiB more" in warning for warning in store.info().warnings)
         assert any("of metadata are few" in warning for warning in store.info().warnings)
         store.down()

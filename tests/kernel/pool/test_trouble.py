@@ -12,8 +12,10 @@ import pytest
 from tests.kernel.pool.tools import loop_on, mapped, run
 from tests.kernel.test_store import archive
 from thinpool import Store
+from thinpool.dm import Control
 from thinpool.errors import LayerInUse, PoolFailed, PoolFull, ThinPoolError
 from thinpool.metadata.superblock import SUPERBLOCK_SALT, checksum
+from thinpool.pool import ThinPool
 from thinpool.units import MIB, SECTOR
 
 pytestmark = pytest.mark.kernel
@@ -224,3 +226,15 @@ def test_a_device_that_was_to_go_stays_for_its_new_user(store: Store) -> None:
         os.close(held)
         assert os.listdir(root) == []
         assert device.exists()
+
+
+def test_a_device_that_was_to_go_is_kept_when_it_is_activated_again(pool: ThinPool) -> None:
+    pool.thins.create(1)
+    node = f"/dev/dm-{pool.thins.activate(1, 64 * MIB).minor}"
+    held = os.open(node, os.O_RDONLY)
+    assert not pool.thins.deactivate(1)
+    pool.thins.activate(1, 64 * MIB)
+    os.close(held)
+    with Control() as control:
+        assert not control.info(pool.thins.name(1)).deferred_remove
+    assert pool.thins.deactivate(1)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from thinpool.dm.status import PoolMode, ThinPoolStatus
 from thinpool.errors import PoolFailed, PoolFull
-from thinpool.pool.advice import metadata_advice, promise_warning, space_map_size, warnings
+from thinpool.pool.advice import metadata_advice, promise_warning, room_to_count, space_map_size, warnings
 from thinpool.pool.health import PoolStatus, shortage, trouble
 from thinpool.pool.options import METADATA_MAX, METADATA_MIN
 from thinpool.units import GIB, KIB, MIB
@@ -57,6 +57,13 @@ def test_the_advice_is_something_that_the_kernel_accepts(data_size: int, steps: 
 def test_counts_take_two_bits_a_block() -> None:
     blocks = 1 << 24
     assert blocks // 4 < space_map_size(blocks * 64 * KIB, 64 * KIB) < blocks // 4 * 1.02
+
+
+@given(st.integers(0, 1 << 45), st.integers(0, 1 << 45))
+def test_growth_needs_room_and_shrinking_none(before: int, after: int) -> None:
+    need = room_to_count(before, after, 64 * KIB)
+    assert (need > 0) == (after > before)
+    assert need >= space_map_size(after, 64 * KIB) - space_map_size(before, 64 * KIB)
 
 
 @pytest.mark.parametrize(
