@@ -103,7 +103,7 @@ def check_storage(store: Store) -> None:
         store.unmount(path)
     store.up()
     assert session.state.unfinished() == []
-    base = session.driver._base.handle  # type: ignore[attr-defined]
+    base = session.driver._base.storage.handle  # type: ignore[attr-defined]
     handles = {record.handle for record in session.state.layers()} | {base}
     with session.driver._pool.open_metadata() as device, Books.open(device) as books:  # type: ignore[attr-defined]
         assert {details.thin_id for details in books.devices()} == handles

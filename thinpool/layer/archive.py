@@ -2,7 +2,7 @@
 
 import os
 import stat
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import IO
 
@@ -19,6 +19,7 @@ from thinpool.layer.tree import Descent
 from thinpool.model import Change
 
 _CHUNK = 1 << 20
+_MOST_WARNINGS = 100
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _TYPES = {
     stat.S_IFREG: EntryType.REGULAR,
@@ -108,11 +109,13 @@ class _Shared:
 
     Attributes:
         links: how many it has.
-        names: those that are in the archive; the first has the content.
+        first: the one that has the content.
+        names: all that are in the archive.
     """
 
     links: int
-    names: list[bytes]
+    first: bytes
+    names: set[bytes]
 
 
 class _Layer:
@@ -123,17 +126,19 @@ class _Layer:
         self._sink = sink
         self._parents = Parents()
         self._shared: dict[_Id, _Shared] = {}
+        self._place: bytes | None = None  # where `descent` is, once the directories down to it are in the archive
 
     def add(self, kind: str, path: bytes) -> None:
         """Add one change; the path has no leading slash, and is empty for the root."""
         above, _, name = path.rpartition(b"/")
-        if path and any(whiteouts.is_reserved(part) for part in path.split(b"/")):
-            self.warnings.append(f"left out {shown(path)}: its name would be read as a whiteout")
+        if whiteouts.PREFIX in path and any(whiteouts.is_reserved(part) for part in path.split(b"/")):
+            self._warn(f"left out {shown(path)}: its name would be read as a whiteout")
             return
         try:
-            for directory in self._parents.missing(path):
-                self._add_directory(directory)
-            self._descent.go(above.split(b"/") if above else ())
+            if above != self._place:
+                for directory in self._parents.missing(path):
+                    self._add_directory(directory)
+                self._go(above)
             if kind == "D":
                 self._emit(Entry(_join(above, whiteouts.whiteout(name)), EntryType.REGULAR))
             else:
@@ -148,6 +153,7 @@ class _Layer:
             if not wanted:
                 return
             self._parents.clear()
+            self._place = None
             for path, identity in names_of(newer, wanted, by_status=by_status):
                 shared = self._shared.get(identity)
                 if shared is not None and path not in shared.names:
@@ -155,15 +161,19 @@ class _Layer:
 
     def _add_directory(self, path: bytes) -> None:
         above, _, name = path.rpartition(b"/")
-        self._descent.go(above.split(b"/") if above else ())
+        self._go(above)
         self._add_entry("C", path, name or b".")
+
+    def _go(self, directory: bytes) -> None:
+        self._descent.go(directory.split(b"/") if directory else ())
+        self._place = directory
 
     def _add_entry(self, kind: str, path: bytes, name: bytes) -> None:
         fd = self._descent.fd
         status = os.stat(name, dir_fd=fd, follow_symlinks=False)
         kind_of = _TYPES.get(stat.S_IFMT(status.st_mode))
         if kind_of is None:
-            self.warnings.append(f"left out {shown(path)}: a socket")
+            self._warn(f"left out {shown(path)}: a socket")
             if kind == "C":  # what was there before is gone all the same
                 above, _, last = path.rpartition(b"/")
                 self._emit(Entry(_join(above, whiteouts.whiteout(last)), EntryType.REGULAR))
@@ -182,7 +192,7 @@ class _Layer:
         identity = (status.st_dev, status.st_ino)
         shared = self._shared.get(identity)
         if shared is None:
-            self._shared[identity] = _Shared(status.st_nlink, [path])
+            self._shared[identity] = _Shared(status.st_nlink, path, {path})
             return False
         entry = Entry(
             path,
@@ -191,10 +201,10 @@ class _Layer:
             status.st_uid,
             status.st_gid,
             mtime_ns=status.st_mtime_ns,
-            link=shared.names[0],
+            link=shared.first,
         )
         self._emit(entry)
-        shared.names.append(path)
+        shared.names.add(path)
         if len(shared.names) == shared.links:
             del self._shared[identity]
         return True
@@ -207,18 +217,23 @@ class _Layer:
             extents = holes.data_extents(fd, size) if size >= holes.WORTHWHILE else None
             if extents is None:
                 self._emit(entry)
-                self._copy(fd, path, 0, size)
+                if size:
+                    self._copy(fd, path, 0, size)
+                    self._sink.write(padding(size))
             else:
-                lead = holes.format_map(extents, size)
-                size = len(lead) + sum(length for _, length in extents)
-                records = [*holes.records(path, entry.size), *entry.extra]
-                self._emit(attrs.evolve(entry, name=holes.stand_in(path), size=size, extra=records))
-                self._sink.write(lead)
-                for offset, length in extents:
-                    self._copy(fd, path, offset, length)
-            self._sink.write(padding(size))
+                self._add_sparse(fd, entry, extents)
         finally:
             os.close(fd)
+
+    def _add_sparse(self, fd: int, entry: Entry, extents: Sequence[tuple[int, int]]) -> None:
+        lead = holes.format_map(extents, entry.size)
+        stored = len(lead) + sum(length for _, length in extents)
+        records = [*holes.records(entry.name, entry.size), *entry.extra]
+        self._emit(attrs.evolve(entry, name=holes.stand_in(entry.name), size=stored, extra=records))
+        self._sink.write(lead)
+        for offset, length in extents:
+            self._copy(fd, entry.name, offset, length)
+        self._sink.write(padding(stored))
 
     def _copy(self, fd: int, path: bytes, offset: int, size: int) -> None:
         while size:
@@ -253,6 +268,12 @@ class _Layer:
             os.minor(status.st_rdev),
             [line for key, value in xattrs.read(file).items() for line in _xattr_records(key, value)],
         )
+
+    def _warn(self, text: str) -> None:
+        if len(self.warnings) < _MOST_WARNINGS:
+            self.warnings.append(text)
+        elif len(self.warnings) == _MOST_WARNINGS:
+            self.warnings.append("there are more warnings like these")
 
     def _emit(self, entry: Entry) -> None:
         self.entries += 1

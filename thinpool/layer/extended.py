@@ -42,7 +42,14 @@ class Extended:
     def sparse(self) -> bool:
         """True when the member is sparse."""
         values = self.values
-        return bool(self.pairs) or b"GNU.sparse.map" in values or b"GNU.sparse.major" in values
+        return bool(self.pairs) or (
+            not self.only_time and (b"GNU.sparse.map" in values or b"GNU.sparse.major" in values)
+        )
+
+    @property
+    def only_time(self) -> bool:
+        """True when nothing but the time of modification replaces the header's."""
+        return len(self.values) == (b"mtime" in self.values)
 
     def update(self, data: bytes) -> None:
         """Take in an extended header. An empty value takes a record back, as POSIX has it.

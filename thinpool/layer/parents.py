@@ -32,12 +32,9 @@ class Parents:
 
     def missing(self, path: bytes) -> Iterator[bytes]:
         """The directories above a path, from the top, that have to be added (and told by `add`) before it."""
-        if not self._stack:
-            if path:
-                yield b""
-        else:
-            while len(self._stack) > 1 and not (path <= self._top + b"/" or path.startswith(self._top + b"/")):
-                self._pop()
+        if path and not self._stack:
+            yield b""
+        self._forget(path)
         top = self._top
         position = len(top) + 1 if top and path.startswith(top + b"/") else top.rfind(b"/") + 1
         while (end := path.find(b"/", position)) > 0:
@@ -46,6 +43,7 @@ class Parents:
 
     def add(self, path: bytes) -> None:
         """A directory, whose parents are all there, is in the archive."""
+        self._forget(path)
         above, _, name = path.rpartition(b"/")
         self._stack.append(_Directory(name, above == self._top))
         self._top = path
@@ -54,6 +52,11 @@ class Parents:
         """Begin anew."""
         self._stack.clear()
         self._top = b""
+
+    def _forget(self, path: bytes) -> None:
+        """Let go of those below which nothing can come any more, now that this path does."""
+        while len(self._stack) > 1 and not (path <= self._top + b"/" or path.startswith(self._top + b"/")):
+            self._pop()
 
     def _pop(self) -> None:
         gone = self._stack.pop()

@@ -14,8 +14,14 @@ def clean(name: bytes) -> bytes:
         UnsafeArchive: a `..` part.
         ArchiveError: an empty name, or one with a NUL.
     """
+    if name.endswith(b"/") or name.startswith((b"/", b".")) or b"/." in name or b"//" in name or b"\0" in name:
+        return _clean(name)
     if not name:
         raise ArchiveError("an entry without a name")
+    return name
+
+
+def _clean(name: bytes) -> bytes:
     if b"\0" in name:
         raise ArchiveError(f"the name {shown(name)} has a NUL in it")
     parts = [part for part in name.split(b"/") if part and part != b"."]

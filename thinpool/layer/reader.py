@@ -107,6 +107,15 @@ class TarReader:
                 yield position, piece
                 position += len(piece)
 
+    def at_once(self) -> bytes | None:
+        """All data of the present entry, where it has no holes and is at hand in one piece; else ask for `data`."""
+        end = self._position + self._left
+        if self._map is not None or end > len(self._data):
+            return None
+        data = self._data[self._position : end]
+        self._position, self._left = end, 0
+        return data
+
     def _next(self) -> Member | None:
         local = Extended()
         long_name: bytes | None = None
@@ -118,8 +127,7 @@ class TarReader:
                 if held > self._limits.header_size:
                     limit = human_size(self._limits.header_size)
                     raise UnsafeArchive(f"extended headers of more than {limit} at {shown(header.name)}")
-                data = self._take(header.size)
-                self._take(-header.size % BLOCK)
+                data = self._take(header.size - header.size % -BLOCK)[: header.size]
                 match header.flag:
                     case b"g":
                         self._globals.update(data)
@@ -148,14 +156,15 @@ class TarReader:
         link = header.link if long_link is None else long_link
         size, uid, gid, mtime_ns = header.size, header.uid, header.gid, header.mtime_ns
         if extended.memory:
-            name = extended.text(b"path", name)
-            link = extended.text(b"linkpath", link)
-            size = extended.number(b"size", size)
-            uid, gid = extended.number(b"uid", uid), extended.number(b"gid", gid)
             mtime_ns = extended.time(mtime_ns)
-        for what in (name, link):
-            if len(what) > self._limits.path_length:
-                raise UnsafeArchive(f"path {shown(what)} of {len(what)} bytes: limit {self._limits.path_length}")
+            if not extended.only_time:
+                name = extended.text(b"path", name)
+                link = extended.text(b"linkpath", link)
+                size = extended.number(b"size", size)
+                uid, gid = extended.number(b"uid", uid), extended.number(b"gid", gid)
+        longest = name if len(name) >= len(link) else link
+        if len(longest) > self._limits.path_length:
+            raise UnsafeArchive(f"path {shown(longest)} of {len(longest)} bytes: limit {self._limits.path_length}")
         if header.flag in _REGULAR:
             kind = EntryType.DIRECTORY if header.flag != b"S" and name.endswith(b"/") else EntryType.REGULAR
         elif header.flag in _TYPES:

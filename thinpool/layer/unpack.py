@@ -188,6 +188,9 @@ class _Unpacker:
 
     def _write(self, fd: int, size: int) -> None:
         """Write a file's data; long runs of zeros become holes."""
+        if size < _HOLE and (data := self._reader.at_once()) is not None:
+            _write_all(fd, data, 0)
+            return
         end = 0
         for offset, piece in self._reader.data():
             if len(piece) < _HOLE or _ZEROS not in piece:

@@ -37,6 +37,8 @@ def read(file: int | str) -> Mapping[str, bytes]:
         if error.errno == errno.EOPNOTSUPP:
             return {}
         raise
+    if not names:
+        return {}
     return {name: os.getxattr(file, name, follow_symlinks=follow) for name in sorted(names) if belongs(name)}
 
 

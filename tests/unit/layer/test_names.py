@@ -1,5 +1,7 @@
 """Names in archives: what they mean, how they are shown; and the small things that hold many of them."""
 
+import tracemalloc
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -134,6 +136,20 @@ def test_parents_of_a_deep_tree_take_little() -> None:
     for missing in parents.missing(path):
         parents.add(missing)
     assert list(parents.missing(path + b"2")) == []
+
+
+def test_parents_do_not_pile_up_where_nobody_asks_between_siblings() -> None:
+    parents = Parents()
+    parents.add(b"")
+    parents.add(b"d")
+    tracemalloc.start()
+    try:
+        for number in range(20_000):
+            parents.add(b"d/%06d" % number)
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 10_000
 
 
 @given(
