@@ -4,6 +4,8 @@ A test marked `kernel` needs root and device-mapper. Where either is missing it 
 run which lacks them cannot pass for a good one. `-m "not kernel"` deselects those tests on an ordinary host.
 """
 
+import hashlib
+import itertools
 import json
 import os
 from collections.abc import Generator, Iterator
@@ -26,6 +28,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--outcomes", metavar="FILE", help="write one JSON line a test: its id and passed, failed or skipped"
     )
+    group.addoption(
+        "--share", metavar="DIR", help="run only test files that no other run with the same folder has taken"
+    )
+    group.addoption("--last-first", action="store_true", help="with --share: take the files from the end")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -36,6 +42,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if file := config.getoption("--outcomes"):
         config.stash[_OUTCOMES] = outcomes = _Outcomes(Path(file))
         config.pluginmanager.register(outcomes, "outcomes")
+    if folder := config.getoption("--share"):
+        config.pluginmanager.register(_Share(Path(folder), from_end=config.getoption("--last-first")), "share")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -68,6 +76,39 @@ def _lack() -> str | None:
     except OSError as error:
         return f"/proc/misc: {error.strerror}"
     return None if "device-mapper" in misc.split() else "this kernel has no device-mapper"
+
+
+class _Share:
+    """Runs the test files that no other run has taken, so that several labs finish together."""
+
+    def __init__(self, folder: Path, *, from_end: bool) -> None:
+        self._folder = folder
+        self._from_end = from_end
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> bool | None:
+        if session.testsfailed or session.config.option.collectonly:
+            return None
+        mine = self._mine(session.items)
+        item = next(mine, None)
+        while item is not None:
+            following = next(mine, None)
+            item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+            if session.shouldfail:
+                raise session.Failed(session.shouldfail)
+            if session.shouldstop:
+                raise session.Interrupted(session.shouldstop)
+            item = following
+        return True
+
+    def _mine(self, items: list[pytest.Item]) -> Iterator[pytest.Item]:
+        files = [(path, list(group)) for path, group in itertools.groupby(items, key=lambda item: item.path)]
+        for path, group in reversed(files) if self._from_end else files:
+            try:
+                (self._folder / hashlib.sha256(bytes(path)).hexdigest()).open("x").close()
+            except FileExistsError:
+                continue
+            yield from group
 
 
 class _Outcomes:

@@ -1,5 +1,6 @@
 """tools/test counts honestly: what failed, was skipped, got lost on the way to the lab or died with it."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -62,6 +63,19 @@ def test_both_parts_are_counted_together(sample: Path) -> None:
     assert "tools/test: did not run in the lab: test_sample.py::test_that_ends_the_lab" in lines
     assert "tools/test: skipped in the lab: test_sample.py::test_that_is_skipped" in lines
     assert "FAILED test_sample.py::test_that_fails" in lines
+
+
+def test_labs_share_the_files_and_run_each_test_once(sample: Path) -> None:
+    (sample / "test_sample.py").unlink()
+    for number in range(4):
+        text = (
+            f"import pytest\n@pytest.mark.kernel\n@pytest.mark.parametrize('n', [1, 2])\ndef test_{number}(n): pass\n"
+        )
+        (sample / f"test_{number}.py").write_text(text, encoding="utf-8")
+    status, lines = run(sample)
+    assert (status, lines[-1]) == (0, "8 passed, 0 failed")
+    counts = [int(found[1]) for line in lines if (found := re.match("=+ .*?([0-9]+) passed", line))]
+    assert sum(counts) == 8
 
 
 def test_a_selection_runs_only_its_part(sample: Path) -> None:

@@ -3,24 +3,28 @@
 What the lab was to run is collected on the host first, so that a test which got lost on the way is noticed.
 """
 
+import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import IO
 
 _CHECKOUT = Path(__file__).resolve().parent.parent.parent
 _NO_TESTS = 5  # pytest's exit status
 _TEST_SECONDS = 600
 _LAB_SECONDS = 45 * 60
 _LONG_FACTOR = 12
+_MOST_LABS = 2
 _LAB = ("tools/lab", "--disk", "8G", "--memory", "4G")
-_IN_LAB = 'exec python -m pytest "$@" --outcomes "$LAB_OUT/outcomes"'
+_IN_LAB = 'exec python -m pytest "$@" --share "$LAB_OUT" --outcomes "$LAB_OUT/$0"'
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -60,26 +64,37 @@ def _run_all(arguments: list[str], folder: Path) -> int:
         status = _call([*_pytest(), "-m", "not kernel", *limit, "--outcomes", str(file), *arguments])
         outcomes |= _part(host, _read(file), status, "on the host", complaints)
     if kernel:
-        out = folder / "lab"
-        lab = [
-            "tools/lab",
-            "--disk",
-            "8G",
-            "--memory",
-            "4G",
-            "--out",
-            str(out),
-            "--timeout",
-            str(_LAB_SECONDS * factor),
-        ]
-        pytest = ["sh", "-c", _IN_LAB, "pytest", "-p", "no:cacheprovider", "-m", "kernel", *limit, *arguments]
-        status = _call([*lab, "--", *pytest])
-        ran = _part(kernel, _read(out / "outcomes"), status, "in the lab", complaints)
+        ran = _part(kernel, *_in_labs(kernel, folder / "lab", [*limit, *arguments], factor), "in the lab", complaints)
         complaints += [f"skipped in the lab: {test}" for test, outcome in ran.items() if outcome == "skipped"]
         outcomes |= ran
     if not collected:
         complaints.append("no test is selected")
     return _summary(outcomes, complaints)
+
+
+def _in_labs(tests: Sequence[str], out: Path, arguments: Sequence[str], factor: int) -> tuple[dict[str, str], int]:
+    """Run the tests in as many labs at once as there are processors, up to two; what ran, and the worst status.
+
+    Each lab takes one file of tests after the other, the second from the end; its output comes when all have ended.
+    """
+    files = {test.partition("::")[0] for test in tests}
+    labs = min(_MOST_LABS, os.cpu_count() or 1, len(files))
+    out.mkdir()
+    commands = [
+        [
+            *_LAB,
+            *("--out", str(out), "--timeout", str(_LAB_SECONDS * factor), "--", "sh", "-c", _IN_LAB),
+            *(f"outcomes-{number}", "-p", "no:cacheprovider", "-m", "kernel"),
+            *(("--last-first",) if number else ()),
+            *arguments,
+        ]
+        for number in range(labs)
+    ]
+    statuses = _call_together(commands, out)
+    ran: dict[str, str] = {}
+    for number in range(labs):
+        ran |= _read(out / f"outcomes-{number}")
+    return ran, max(statuses)
 
 
 def _part(
@@ -122,20 +137,47 @@ def _pytest() -> list[str]:
 
 
 def _call(command: Sequence[str], *, quiet: bool = False) -> int:
-    """Run a command in the checkout; a signal that ends us ends it first. Quiet shows output of failures only."""
+    """Run a command in the checkout. Quiet shows output of failures only."""
+    with tempfile.TemporaryFile() as output, _started(command, output if quiet else None) as process:
+        process.wait()
+        if process.returncode not in {0, _NO_TESTS}:
+            _show(output)
+    return process.returncode
+
+
+def _call_together(commands: Sequence[Sequence[str]], folder: Path) -> list[int]:
+    """Run commands at the same time; the output of all but the first comes at the end."""
+    with contextlib.ExitStack() as stack:
+        outputs = [stack.enter_context(tempfile.TemporaryFile(dir=folder)) for _ in commands[1:]]
+        processes = [
+            stack.enter_context(_started(command, output))
+            for command, output in zip(commands, [None, *outputs], strict=True)
+        ]
+        statuses = [process.wait() for process in processes]
+        for output in outputs:
+            _show(output)
+    return statuses
+
+
+@contextlib.contextmanager
+def _started(command: Sequence[str], output: IO[bytes] | None) -> Iterator[subprocess.Popen[bytes]]:
+    """A command that runs in the checkout; a signal that ends us ends it first."""
     sys.stdout.flush()
-    output = subprocess.PIPE if quiet else None
-    with subprocess.Popen(command, cwd=_CHECKOUT, stdin=subprocess.DEVNULL, stdout=output, text=True) as process:
+    with subprocess.Popen(command, cwd=_CHECKOUT, stdin=subprocess.DEVNULL, stdout=output, stderr=output) as process:
         try:
-            text, _ = process.communicate()
+            yield process
         except KeyboardInterrupt as interrupt:
             if interrupt.args:  # a Ctrl-C has reached the child already; anything else it takes for one, and cleans up
                 process.send_signal(signal.SIGINT)
             process.wait()
             raise
-    if text and process.returncode not in {0, _NO_TESTS}:
-        print(text, end="")
-    return process.returncode
+
+
+def _show(output: IO[bytes]) -> None:
+    output.seek(0)
+    sys.stdout.flush()
+    shutil.copyfileobj(output, sys.stdout.buffer)
+    sys.stdout.flush()
 
 
 def _interrupt(signum: int, _frame: FrameType | None) -> None:
