@@ -24,7 +24,7 @@ _LAB_SECONDS = 45 * 60
 _LONG_FACTOR = 12
 _MOST_LABS = 2
 _LAB = ("tools/lab", "--disk", "8G", "--memory", "4G")
-_IN_LAB = 'exec python -m pytest "$@" --share "$LAB_OUT" --outcomes "$LAB_OUT/$0"'
+_IN_LAB = 'exec python -m pytest "$@" "--share=$LAB_OUT" "--outcomes=$LAB_OUT/$0"'
 
 
 def main(arguments: Sequence[str]) -> int:
