@@ -13,12 +13,13 @@ from typing import Protocol, runtime_checkable
 import attrs
 
 from thinpool.filesystem.mounts import MountEntry
+from thinpool.layer.scope import Scope
 from thinpool.model import Usage
 from thinpool.pool.health import PoolStatus
 
 __all__ = [
     "INTENT", "BlockDevices", "Context", "Driver", "DriverStatus", "DriverType", "Growable", "HandleTaken",
-    "PoolStatus", "Records", "Storage",
+    "PoolStatus", "Records", "Storage", "Tracking", "Unsure",
 ]  # fmt: skip
 
 INTENT = "intent"
@@ -173,6 +174,27 @@ class Growable(Protocol):
 
     def grow(self, *, data: int | None = None, metadata: int | None = None) -> None:
         """Extend to new total sizes in bytes; nothing happens where that is the size already."""
+
+
+@runtime_checkable
+class Tracking(Protocol):
+    """A driver that knows where two layers differ without walking over their trees."""
+
+    def scope(self, older: Storage, newer: Storage, common: Storage) -> Scope:
+        """Where the trees of two layers may differ, in time and memory that grow with what differs.
+
+        Args:
+            older: one layer's storage, to which nothing is written meanwhile.
+            newer: the other's, the same.
+            common: that of the nearest layer that both are, or descend from.
+
+        Raises:
+            Unsure: it cannot be said for these two; everything is compared then.
+        """
+
+
+class Unsure(Exception):
+    """Why a driver cannot tell where two layers differ, in words for people."""
 
 
 @attrs.frozen

@@ -83,11 +83,13 @@ class Changes(Sequence[Change]):
 
     Attributes:
         entries: the changes.
-        method: how they were found.
+        method: how they were found: `fast` where the driver told where to look, `walk` where all was compared.
+        reason: why all was compared, if that was not asked for.
     """
 
     entries: tuple[Change, ...]
     method: str
+    reason: str | None = None
 
     @overload
     def __getitem__(self, index: int) -> Change: ...

@@ -108,8 +108,8 @@ def tree(mount_fd: int) -> Iterator[int]:
 
 
 @contextmanager
-def looked_into(session: Session, name: str) -> Iterator[int]:
-    """The root directory of a layer, for reading, mounted nowhere; let go at the end.
+def looked_into(session: Session, name: str) -> Iterator[tuple[Storage, int]]:
+    """A layer's storage and its root directory, for reading, mounted nowhere; let go at the end.
 
     Of an active layer that somebody uses it is the state of this instant, a snapshot that goes when it was looked at
     (and that the next writer removes if this process dies).
@@ -117,22 +117,22 @@ def looked_into(session: Session, name: str) -> Iterator[int]:
     with session.locked(name) as record:
         busy = record.kind is Kind.ACTIVE and not session.driver.release(record.handle)
         fd = -1 if busy else attach(session, record, read_only=True)
-    handle = record.handle
+    found = storage(record)
     if busy:
-        session.driver.flush(storage(record))
-        handle, fd = _attach_instant(session, name)
+        session.driver.flush(found)
+        found, fd = _attach_instant(session, name)
     try:
         try:
             with tree(fd) as root:
-                yield root
+                yield found, root
         finally:
             os.close(fd)
     finally:
-        session.let_go(handle)
+        session.let_go(found.handle)
 
 
-def _attach_instant(session: Session, name: str) -> tuple[int, int]:
-    """Snapshot an active layer into storage that is doomed from the start: its handle, and a detached mount of it."""
+def _attach_instant(session: Session, name: str) -> tuple[Storage, int]:
+    """Snapshot an active layer into storage that is doomed from the start, and make a detached mount of it."""
     with session.writer() as mark:
         with session.state.transaction():
             record = session.record(name)
@@ -140,7 +140,8 @@ def _attach_instant(session: Session, name: str) -> tuple[int, int]:
             handle = session.snapshot(storage(record))
             copy = attrs.evolve(record, handle=handle, name=None, parent=None, phase="doomed")
             session.state.add(copy)
-        return handle, session.driver.attach(Storage(handle, record.size, immutable=True), read_only=True)
+        instant = Storage(handle, record.size, immutable=True)
+        return instant, session.driver.attach(instant, read_only=True)
 
 
 def mount(session: Session, name: str, target: Path | None, *, read_only: bool) -> Mount:

@@ -51,10 +51,12 @@ _COLUMNS = (
     " layers.updated, layers.size, layers.labels FROM layers LEFT JOIN layers AS up ON up.handle = layers.parent"
 )
 
-_DESCENDS = (
-    "WITH RECURSIVE above (handle) AS (SELECT parent FROM layers WHERE handle = ?"
-    " UNION ALL SELECT layers.parent FROM layers JOIN above ON layers.handle = above.handle)"
-    " SELECT 1 FROM above WHERE handle = ?"
+_COMMON = (
+    "WITH RECURSIVE ours (handle, level) AS (SELECT ?, 0 UNION ALL"
+    " SELECT layers.parent, level + 1 FROM layers JOIN ours USING (handle) WHERE layers.parent IS NOT NULL),"
+    " theirs (handle) AS (SELECT ? UNION ALL"
+    " SELECT layers.parent FROM layers JOIN theirs USING (handle) WHERE layers.parent IS NOT NULL)"
+    " SELECT handle FROM ours JOIN theirs USING (handle) ORDER BY level LIMIT 1"
 )
 _NEXT = (
     "SELECT next.value, reserved.value, EXISTS (SELECT 1 FROM layers WHERE handle = CAST(next.value AS INTEGER))"
@@ -297,9 +299,10 @@ class State:
         rows = self._rows(f"{_COLUMNS} WHERE layers.phase IN ('filling', 'doomed')")
         return [record for record in map(_record, rows) if record.handle not in self._gone]
 
-    def descends(self, handle: int, ancestor: int) -> bool:
-        """Whether a layer has another one among its ancestors."""
-        return bool(self._rows(_DESCENDS, handle, ancestor))
+    def common_ancestor(self, handle: int, other: int) -> LayerRecord | None:
+        """The nearest layer that both layers are or descend from; None where there is none."""
+        rows = self._rows(_COMMON, handle, other)
+        return self.by_handle(rows[0][0]) if rows else None
 
     def children(self, handle: int) -> list[str]:
         """The names of a layer's children, those that are being filled included."""

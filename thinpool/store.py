@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Literal, Self
@@ -11,7 +11,7 @@ import attrs
 
 from thinpool import layers, mounting
 from thinpool.drivers.base import Growable
-from thinpool.errors import ConfigError, DriverUnsupported, LayerNotFound
+from thinpool.errors import DriverUnsupported, LayerNotFound
 from thinpool.filesystem.mounts import mount_table
 from thinpool.model import Changes, Kind, Layer, Usage
 from thinpool.mounting import BlockDevice, Mount
@@ -20,7 +20,6 @@ from thinpool.pool.health import PoolStatus
 from thinpool.root import DEFAULT
 from thinpool.sandbox import run_in
 from thinpool.session import Session
-from thinpool.state import LayerRecord
 from thinpool.units import parse_size
 
 if TYPE_CHECKING:
@@ -304,14 +303,9 @@ class Store:
             LayerNotFound: one of the two is missing.
             DriverUnsupported: `fast`, where the driver has no such way.
         """
-        if method not in {"auto", "fast", "walk"}:
-            raise ConfigError(f"method {method!r}: accepted are auto, fast and walk")
-        if method == "fast":
-            raise DriverUnsupported(f"the {self.driver} driver has no fast comparison", hint="use method auto or walk")
-        from thinpool.layer.changes import walk  # noqa: PLC0415 - only where trees are compared
+        from thinpool import comparing  # noqa: PLC0415 - only where trees are compared
 
-        with self._trees(name, base) as trees:
-            return Changes(tuple(walk(trees.older, trees.newer, settled_ns=trees.settled_ns)), "walk")
+        return comparing.changes(self._session, name, base, method)
 
     def export_layer(
         self,
@@ -334,12 +328,9 @@ class Store:
         Raises:
             LayerNotFound: one of the two is missing.
         """
-        from thinpool.layer.archive import write_layer  # noqa: PLC0415 - only where trees are compared
-        from thinpool.layer.changes import walk  # noqa: PLC0415
+        from thinpool import comparing  # noqa: PLC0415 - only where trees are compared
 
-        with self._trees(name, base) as trees:
-            changes = walk(trees.older, trees.newer, settled_ns=trees.settled_ns)
-            return write_layer(fileobj, trees.older, trees.newer, changes, compress=compress, progress=progress)
+        return comparing.export(self._session, name, fileobj, base, compress=compress, progress=progress)
 
     def import_layer(
         self,
@@ -405,38 +396,6 @@ class Store:
         with self._session.writer():
             driver.grow(data=_bytes(data), metadata=_bytes(metadata))
             keep_options(self._session.state, driver)
-
-    @contextmanager
-    def _trees(self, name: str, base: str | None) -> Iterator["_Trees"]:
-        session = self._session
-        session.ready()
-        newer = session.record(name)
-        older = session.record(base) if base is not None else _parent_of(session, newer)
-        settled = None
-        if older is not None and session.state.descends(newer.handle, older.handle):
-            settled = older.created
-        with ExitStack() as looks:
-            before = None if older is None else looks.enter_context(mounting.looked_into(session, older.name or ""))
-            yield _Trees(before, looks.enter_context(mounting.looked_into(session, name)), settled)
-
-
-@attrs.frozen
-class _Trees:
-    """Two layers, open for comparison.
-
-    Attributes:
-        older: root directory of the older one, None for an empty tree.
-        newer: root directory of the newer one.
-        settled_ns: when the older one was complete, if the newer one descends from it.
-    """
-
-    older: int | None
-    newer: int
-    settled_ns: int | None
-
-
-def _parent_of(session: Session, record: LayerRecord) -> LayerRecord | None:
-    return None if record.parent_name is None else session.record(record.parent_name)
 
 
 def _bytes(size: int | str | None) -> int | None:

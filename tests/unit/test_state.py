@@ -41,12 +41,17 @@ def test_records_come_back(state: State) -> None:
     assert [record.name for record in state.layers()] == ["base", "child"]
     assert state.children(1) == ["child"]
     state.add(attrs.evolve(RECORD, handle=3, name="grandchild", parent=2))
-    assert state.descends(3, 1)
-    assert state.descends(3, 2)
-    assert not state.descends(3, 3)
-    assert not state.descends(1, 3)
     state.doom(3)
     assert state.count() == 2
+
+
+def test_the_nearest_common_ancestor(state: State) -> None:
+    for handle, parent in ((1, None), (2, 1), (3, 2), (4, 2), (5, None)):
+        state.add(attrs.evolve(RECORD, handle=handle, name=f"layer-{handle}", parent=parent))
+    pairs = {(3, 4): 2, (4, 3): 2, (3, 2): 2, (2, 3): 2, (3, 1): 1, (3, 3): 3, (3, 5): None, (5, 1): None}
+    for (one, other), expected in pairs.items():
+        found = state.common_ancestor(one, other)
+        assert (found and found.handle) == expected
 
 
 def test_a_name_is_taken_once(state: State) -> None:

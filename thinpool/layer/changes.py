@@ -14,7 +14,7 @@ is trusted. What is left is a clock that is set back, onto the very nanosecond o
 
 import os
 import stat
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import ExitStack, closing
 from os import stat_result
 
@@ -24,6 +24,7 @@ from thinpool.errors import TreeError
 from thinpool.layer import xattrs
 from thinpool.layer.compare import attributes_differ, contents_differ
 from thinpool.layer.links import Backlog, LinkSets, Pair
+from thinpool.layer.scope import Place, Scope
 from thinpool.layer.text import shown
 from thinpool.layer.tree import Descent
 from thinpool.model import Change
@@ -33,8 +34,10 @@ _NEVER_NS = -(1 << 63)
 _EMPTY_ROOT_MODE = stat.S_IFDIR | 0o755
 
 
-def walk(older: int | None, newer: int, *, settled_ns: int | None = None) -> Iterator[Change]:
-    """Compare two trees.
+def walk(
+    older: int | None, newer: int, *, settled_ns: int | None = None, scope: Scope | None = None
+) -> Iterator[Change]:
+    """Compare two trees, everywhere or where they may differ.
 
     In memory are the names of the directories on the way down, and two numbers an inode with several names. Changes
     after a path whose hard links are not all seen yet wait, most of them in a temporary file.
@@ -46,6 +49,7 @@ def walk(older: int | None, newer: int, *, settled_ns: int | None = None) -> Ite
         settled_ns: a time (nanoseconds since 1970) before which the two trees were one, so not later than the
             snapshot of their last common ancestor, which is the older tree itself where the newer one descends from
             it. None: nothing is known, and the content of every file that agrees in all else is read.
+        scope: where the trees may differ; None looks everywhere.
 
     Yields:
         The changes, sorted by the bytes of their paths.
@@ -59,7 +63,7 @@ def walk(older: int | None, newer: int, *, settled_ns: int | None = None) -> Ite
             old = None if older is None else stack.enter_context(Descent(older))
             new = stack.enter_context(Descent(newer))
             backlog = stack.enter_context(closing(Backlog()))
-            yield from _Walk(old, new, before_ns, backlog).run()
+            yield from _Walk(old, new, before_ns, backlog, scope).run()
     except OSError as error:
         where = "" if error.filename is None else f" at {shown(error.filename)}"
         raise TreeError(f"the layer's tree cannot be read{where}: {error.strerror}") from error
@@ -67,21 +71,35 @@ def walk(older: int | None, newer: int, *, settled_ns: int | None = None) -> Ite
 
 @attrs.define(eq=False)
 class _Listing:
-    """The entries of one directory: all names, and those of directories."""
+    """Entries of one directory: the names that are looked at, and the inode numbers of those that are directories."""
 
-    names: set[str]
-    directories: set[str]
+    names: set[str] = attrs.field(factory=set)
+    directories: dict[str, int] = attrs.field(factory=dict)
 
     @classmethod
     def of(cls, fd: int) -> "_Listing":
-        names: set[str] = set()
-        directories: set[str] = set()
+        """All entries."""
+        found = cls()
         with os.scandir(fd) as entries:
             for entry in entries:
-                names.add(entry.name)
+                found.names.add(entry.name)
                 if entry.is_dir(follow_symlinks=False):
-                    directories.add(entry.name)
-        return cls(names, directories)
+                    found.directories[entry.name] = entry.inode()
+        return found
+
+    @classmethod
+    def among(cls, fd: int, names: Iterable[str]) -> "_Listing":
+        """Those of the names that there are."""
+        found = cls()
+        for name in names:
+            try:
+                status = os.stat(name, dir_fd=fd, follow_symlinks=False)
+            except FileNotFoundError:
+                continue
+            found.names.add(name)
+            if stat.S_ISDIR(status.st_mode):
+                found.directories[name] = status.st_ino
+        return found
 
 
 @attrs.define(eq=False)
@@ -91,27 +109,61 @@ class _Frame:
     Attributes:
         older: its entries in the older tree, or None where it is new.
         newer: its entries in the newer tree.
+        place: what of it is in the scope; None for all.
+        same_inodes: as in the scope.
         keys: what is left to do, in order: names, and `NAME/` for what lies below a directory.
     """
 
     older: _Listing | None
     newer: _Listing
-    keys: Iterator[str]
+    place: Place | None
+    same_inodes: bool
+    keys: Iterator[str] = attrs.field(factory=lambda: iter(()))
 
     @classmethod
-    def open(cls, older_fd: int | None, newer_fd: int) -> "_Frame":
-        newer = _Listing.of(newer_fd)
-        older = None if older_fd is None else _Listing.of(older_fd)
-        keys = [*(newer.names if older is None else newer.names | older.names), *(f"{d}/" for d in newer.directories)]
+    def open(cls, older_fd: int | None, newer_fd: int, place: Place | None, *, same_inodes: bool) -> "_Frame":
+        if place is None or place.whole or older_fd is None:
+            older = None if older_fd is None else _Listing.of(older_fd)
+            frame = cls(older, _Listing.of(newer_fd), None, same_inodes)
+        elif place.listed:
+            frame = cls(_Listing.of(older_fd), _Listing.of(newer_fd), place, same_inodes)
+        else:
+            names = place.children
+            frame = cls(_Listing.among(older_fd, names), _Listing.among(newer_fd, names), place, same_inodes)
+        frame.keys = iter(frame._sorted_keys())
+        return frame
+
+    def _sorted_keys(self) -> list[str]:
+        newer = self.newer
+        names = newer.names if self.older is None else newer.names | self.older.names
+        keys = [*names, *(f"{name}/" for name in newer.directories if self._is_entered(name))]
         if "".join(keys).isascii():
             keys.sort()
         else:
             keys.sort(key=os.fsencode)
-        return cls(older, newer, iter(keys))
+        return keys
+
+    def _is_entered(self, name: str) -> bool:
+        if self.place is None or self._is_new(name):
+            return True
+        below = self.place.children.get(name)
+        return below is not None and below.leads_on
+
+    def below(self, name: str) -> Place | None:
+        """What is looked at below a directory of the newer tree; None for all."""
+        return None if self.place is None or self._is_new(name) else self.place.children[name]
+
+    def _is_new(self, name: str) -> bool:
+        inode = None if self.older is None else self.older.directories.get(name)
+        return inode is None or (self.same_inodes and inode != self.newer.directories[name])
 
 
 class _Walk:
-    def __init__(self, older: Descent | None, newer: Descent, before_ns: int, backlog: Backlog) -> None:
+    def __init__(
+        self, older: Descent | None, newer: Descent, before_ns: int, backlog: Backlog, scope: Scope | None
+    ) -> None:
+        self._place = None if scope is None else scope.root
+        self._same_inodes = scope is not None and scope.same_inodes
         self._older = older
         self._newer = newer
         self._before_ns = before_ns
@@ -122,7 +174,7 @@ class _Walk:
     def run(self) -> Iterator[Change]:
         if self._root_differs():
             yield Change("C", "/")
-        stack = [_Frame.open(None if self._older is None else self._older.fd, self._newer.fd)]
+        stack = [self._frame(None if self._older is None else self._older.fd, self._place)]
         lengths = [1]
         while stack:
             below = yield from self._entries(stack[-1])
@@ -142,10 +194,14 @@ class _Walk:
     def _enter(self, frame: _Frame, name: str) -> _Frame:
         self._newer.enter(name)
         self._prefix += f"{name}/"
+        place = frame.below(name)
         if self._older is None or frame.older is None or name not in frame.older.directories:
-            return _Frame.open(None, self._newer.fd)
+            return self._frame(None, place)
         self._older.enter(name)
-        return _Frame.open(self._older.fd, self._newer.fd)
+        return self._frame(self._older.fd, place)
+
+    def _frame(self, older_fd: int | None, place: Place | None) -> _Frame:
+        return _Frame.open(older_fd, self._newer.fd, place, same_inodes=self._same_inodes)
 
     def _entries(self, frame: _Frame) -> Generator[Change, None, str | None]:
         """Go on with a directory; returns the name of the directory below which to go on, or None when done."""
