@@ -216,6 +216,7 @@ class Context:
     given: Mapping[str, str]
 
 
+@runtime_checkable
 class DriverType(Protocol):
     """How a driver is found and opened: what its entry point in the group `thinpool.drivers` names."""
 

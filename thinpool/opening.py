@@ -52,7 +52,7 @@ def open_store(path: Path, driver: str | None, options: Mapping[str, str], *, cr
         if not create:
             raise _missing(root)
     selection.driver_type(name).check(options)
-    root.claim(selection.names())
+    root.claim(frozenset(selection.names()))
     with LockFile(root.lock).writer():
         opened = _reopen(root, name, options) if root.is_store() else None
         return opened or _make(root, name, options)

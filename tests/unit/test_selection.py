@@ -1,5 +1,7 @@
 """Which driver serves a root. Probing needs root, as storage does."""
 
+from collections.abc import Iterator
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
@@ -47,4 +49,83 @@ def test_state_of_two_drivers_names_both(tmp_path: Path) -> None:
 def test_prior_state_decides_and_another_name_is_refused(tmp_path: Path) -> None:
     (tmp_path / "devicemapper").mkdir()
     with pytest.raises(ConfigError, match="devicemapper"):
+        selection.choose(tmp_path, "overlay")
+
+
+class Brought:
+    """What another package might bring."""
+
+    name = "brought"
+
+    def probe(self, root: Path) -> str | None:
+        return f"not below {root.name}"
+
+    def check(self, given: object) -> None:
+        pass
+
+    def create(self, context: object) -> None:
+        pass
+
+    def open(self, context: object) -> None:
+        pass
+
+
+class Raising(Brought):
+    """Its probe fails."""
+
+    name = "raising"
+
+    def probe(self, root: Path) -> str | None:
+        raise KeyError(root.name)
+
+
+BROUGHT = Brought()
+RAISING = Raising()
+
+
+@pytest.fixture
+def others(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    names = {
+        "brought": "BROUGHT",
+        "raising": "RAISING",
+        "missing": "NO_SUCH_THING",
+        "other": "BROUGHT",
+        "btrfs": "BROUGHT",
+    }
+    found = [EntryPoint(name, f"{__name__}:{value}", selection.GROUP) for name, value in names.items()]
+    found.append(EntryPoint("broken", "no_such_module_anywhere:TYPE", selection.GROUP))
+    monkeypatch.setattr(selection, "entry_points", lambda **_: found)
+    selection._others.cache_clear()
+    yield
+    selection._others.cache_clear()
+
+
+@pytest.mark.usefixtures("others")
+def test_what_other_packages_bring_is_found_and_shown_with_its_faults(tmp_path: Path) -> None:
+    reports = {report.name: report for report in selection.probe_all(tmp_path)}
+    assert list(reports) == [
+        "aufs", "btrfs", "devicemapper", "overlay", "broken", "brought", "missing", "other", "raising",
+    ]  # fmt: skip
+    assert reports["brought"].reason == f"not below {tmp_path.name}"
+    assert "no_such_module_anywhere:TYPE cannot be loaded: ModuleNotFoundError" in str(reports["broken"].reason)
+    assert "NO_SUCH_THING" in str(reports["missing"].reason)
+    assert "no driver type of that name" in str(reports["other"].reason)
+    assert f"its probe failed: KeyError: '{tmp_path.name}'" in str(reports["raising"].reason)
+    assert not any(report.supported for report in list(reports.values())[4:])
+
+
+@pytest.mark.usefixtures("others")
+@pytest.mark.parametrize("name", ["broken", "missing", "other", "raising", "brought"])
+def test_a_driver_that_cannot_be_used_is_refused_when_named(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DriverUnsupported, match=f"driver {name} cannot be used") as caught:
+        selection.choose(tmp_path, name)
+    assert set(caught.value.reasons) == {name}
+
+
+@pytest.mark.usefixtures("others")
+def test_state_of_a_driver_that_was_brought_is_known(tmp_path: Path) -> None:
+    (tmp_path / "brought").mkdir()
+    (tmp_path / "mnt").mkdir()
+    assert selection.held(tmp_path) == ["brought"]
+    with pytest.raises(ConfigError, match="of the brought driver, not of overlay"):
         selection.choose(tmp_path, "overlay")
