@@ -5,7 +5,6 @@ The handle of a layer is its thin id. A thin device is active only while somebod
 """
 
 import errno
-import hashlib
 import os
 import secrets
 import shutil
@@ -57,8 +56,7 @@ def prefix(root: Path) -> str:
     kernel's devices do not outlive that either.
     """
     found = os.stat(root)
-    text = f"{os.major(found.st_dev)}:{os.minor(found.st_dev)}:{found.st_ino}"
-    return f"thinpool-{hashlib.blake2b(text.encode(), digest_size=6).hexdigest()}"
+    return f"thinpool-{found.st_dev:x}-{found.st_ino:x}"
 
 
 class DevicemapperType:

@@ -3,13 +3,16 @@
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import attrs
 
 from thinpool.drivers.base import DriverType
 from thinpool.errors import ConfigError, DriverUnsupported, ThinPoolError
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 AUTOMATIC = ("aufs", "btrfs", "devicemapper")
 """The order in which a driver is looked for where none is named."""
@@ -43,8 +46,10 @@ class DriverReport:
 
 
 @cache
-def _others() -> Mapping[str, EntryPoint]:
+def _others() -> Mapping[str, "EntryPoint"]:
     """What other packages bring, by name; none of them can take the name of one of ours."""
+    from importlib.metadata import entry_points  # noqa: PLC0415 - slow to load, and seldom asked for
+
     return {found.name: found for found in entry_points(group=GROUP) if found.name not in _OWN}
 
 

@@ -18,7 +18,6 @@ from thinpool.mounting import BlockDevice, Mount
 from thinpool.opening import keep_options, open_store
 from thinpool.pool.health import PoolStatus
 from thinpool.root import DEFAULT
-from thinpool.sandbox import run_in
 from thinpool.session import Session
 from thinpool.units import parse_size
 
@@ -275,6 +274,8 @@ class Store:
         Returns:
             Its exit status; 128 + n after signal n, 127 where the command is missing, 126 where it cannot be run.
         """
+        from thinpool.sandbox import run_in  # noqa: PLC0415 - only where a command runs
+
         session = self._session
         session.ready()
         with session.locked(name) as record:

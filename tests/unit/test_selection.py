@@ -94,7 +94,7 @@ def others(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     }
     found = [EntryPoint(name, f"{__name__}:{value}", selection.GROUP) for name, value in names.items()]
     found.append(EntryPoint("broken", "no_such_module_anywhere:TYPE", selection.GROUP))
-    monkeypatch.setattr(selection, "entry_points", lambda **_: found)
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda **_: found)
     selection._others.cache_clear()
     yield
     selection._others.cache_clear()

@@ -1,6 +1,5 @@
 """The classes behind every command: shared options in any position, examples in the help, groups that import late."""
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -92,6 +91,8 @@ class Group(click.Group):
         """Find the command, or name those that it may have meant."""
         name = args[0]
         if not ctx.resilient_parsing and self.get_command(ctx, name) is None and not name.startswith("-"):
+            import difflib  # noqa: PLC0415 - needed for mistakes only
+
             alike = difflib.get_close_matches(name, self.list_commands(ctx), n=2, cutoff=0.5)
             meant = f"; did you mean {' or '.join(alike)}?" if alike else ""
             raise click.UsageError(f"no such command: {name!r}{meant}", ctx=ctx)

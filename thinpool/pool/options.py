@@ -4,7 +4,6 @@
 recorded and shown), `reconcile` compares recorded ones with those that a later open names.
 """
 
-import difflib
 import enum
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Self
@@ -246,6 +245,8 @@ def _unknown(key: str, known: list[str]) -> ConfigError:
     other = _DRIVERS.get(key.partition(".")[0])
     if other is not None:
         return ConfigError(f"option {key!r} is one of the {other} driver, not of devicemapper")
+    import difflib  # noqa: PLC0415 - needed for mistakes only
+
     close = difflib.get_close_matches(key, known, n=1)
     hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
     return ConfigError(f"unknown option {key!r} for the devicemapper driver", hint=hint)

@@ -34,7 +34,6 @@ from thinpool.pool.identity import PoolIdentity
 from thinpool.pool.options import BLOCK_SIZE_STEP, PoolOptions, Way, reconcile
 from thinpool.pool.superblock import write_uuid, zero_first_block
 from thinpool.pool.thins import ThinDevices
-from thinpool.pool.vetting import vet
 from thinpool.pool.written import WriteNotes
 from thinpool.units import format_size, human_size, to_sectors
 
@@ -124,6 +123,8 @@ class ThinPool:
             make_files(self._directory, self.options)
         with open_backing(self._directory, self.options) as backing:
             if self.options.way is Way.DEVICES and not (begun and _is_pristine(backing.metadata)):
+                from thinpool.pool.vetting import vet  # noqa: PLC0415 - slow to load, and needed once in a pool's life
+
                 vet({"dm.datadev": backing.data, "dm.metadatadev": backing.metadata})
             backing.check_new(self.options.blocksize)
             zero_first_block(backing.metadata)
