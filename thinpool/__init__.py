@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from thinpool.errors import *  # noqa: F403 - the whole error tree is public
-    from thinpool.model import Change, Kind, Layer, Usage
+    from thinpool.model import Change, Kind, Layer, Usage, Volume
     from thinpool.store import Store
 
 __version__ = "0.1.0"
 
-_HOMES = {"Store": "store", "Change": "model", "Kind": "model", "Layer": "model", "Usage": "model"}
+_HOMES = {"Store": "store"} | dict.fromkeys(("Change", "Kind", "Layer", "Usage", "Volume"), "model")
 
-__all__ = ["Change", "Kind", "Layer", "Store", "Usage", "__version__"]
+__all__ = ["Change", "Kind", "Layer", "Store", "Usage", "Volume", "__version__"]
 
 
 def __getattr__(name: str) -> object:

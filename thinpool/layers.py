@@ -2,6 +2,7 @@
 
 import errno
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from typing import IO
@@ -16,6 +17,9 @@ from thinpool.mounting import attached, targets, tree
 from thinpool.session import Session, storage
 from thinpool.state import LayerRecord
 from thinpool.units import human_size
+
+_PASSING_SECONDS = 0.5
+_POLL_SECONDS = 0.01
 
 
 def derive(
@@ -90,10 +94,20 @@ def remove(session: Session, name: str) -> None:
 
 
 def _refuse_use(session: Session, record: LayerRecord) -> None:
-    if not session.driver.release(record.handle):
-        where = targets(session, record.handle)
-        users = f"mounted on {', '.join(map(str, where))}" if where else "open or mounted by another process"
-        raise LayerInUse(f"layer {record.name} is {users}", hint=f"thinpool umount {record.name}")
+    """Raise LayerInUse where a layer is used, but wait for what only passes by.
+
+    A mount namespace that somebody makes, if only to leave the mounts behind at once, holds all of them for a moment.
+    """
+    if session.driver.release(record.handle):
+        return
+    where = targets(session, record.handle)
+    limit = time.monotonic() + _PASSING_SECONDS
+    while not where and time.monotonic() < limit:
+        time.sleep(_POLL_SECONDS)
+        if session.driver.release(record.handle):
+            return
+    users = f"mounted on {', '.join(map(str, where))}" if where else "open or mounted by another process"
+    raise LayerInUse(f"layer {record.name} is {users}", hint=f"thinpool umount {record.name}")
 
 
 def fill(

@@ -1,14 +1,16 @@
 """The terms of a store, as values: layers, their kinds, usage and changes."""
 
 import enum
+import os
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Literal, overload
+from pathlib import Path
+from typing import Literal, Self, overload
 
 import attrs
 
-from thinpool.errors import InvalidName
+from thinpool.errors import ConfigError, InvalidName
 
 NAME_MAX_BYTES = 255
 _NAME = re.compile(r"[A-Za-z0-9._:/@+-]+", re.ASCII)
@@ -24,6 +26,50 @@ class Kind(enum.Enum):
     COMMITTED = "committed"
 
 
+def _absolute(path: str | os.PathLike[str]) -> Path:
+    return Path(os.path.abspath(path))
+
+
+def _within(path: str | os.PathLike[str]) -> str:
+    """A path in a layer, in its shortest form."""
+    text = os.fspath(path)
+    parts = [part for part in text.split("/") if part not in {"", "."}]
+    if not text.startswith("/") or not parts or ".." in parts or "\0" in text:
+        raise ConfigError(f"volume target {text!r}: accepted is an absolute path below /, without '..'")
+    return "/" + "/".join(parts)
+
+
+@attrs.frozen
+class Volume:
+    """A directory or file of the host that is mounted inside a layer.
+
+    Attributes:
+        source: the path on the host; a relative one is made absolute.
+        target: the absolute path in the layer.
+        read_only: nothing can be written through the layer.
+
+    Raises:
+        ConfigError: the target is no such path.
+    """
+
+    source: Path = attrs.field(converter=_absolute)
+    target: str = attrs.field(converter=_within)
+    read_only: bool = False
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read `SOURCE:TARGET` or `SOURCE:TARGET:ro` (`:rw` is the default, said).
+
+        Raises:
+            ConfigError: it is of another form.
+        """
+        source, _, rest = text.partition(":")
+        target, _, mode = rest.partition(":")
+        if not source or not target or mode not in {"", "ro", "rw"}:
+            raise ConfigError(f"volume {text!r}: accepted is SOURCE:TARGET or SOURCE:TARGET:ro")
+        return cls(source, target, mode == "ro")
+
+
 @attrs.frozen
 class Layer:
     """One layer of a store.
@@ -36,6 +82,7 @@ class Layer:
         updated: when its record last changed, UTC; equal to `created` at first.
         size: the size of its file system in bytes; 0 where the driver has no fixed size.
         labels: free-form strings, containerd's labels.
+        volumes: what was mounted inside it; see `Store.mount`.
     """
 
     name: str
@@ -45,6 +92,7 @@ class Layer:
     updated: datetime
     size: int
     labels: Mapping[str, str] = attrs.field(factory=dict)
+    volumes: tuple[Volume, ...] = ()
 
 
 @attrs.frozen

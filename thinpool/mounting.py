@@ -4,7 +4,7 @@ Mounts and active devices are the kernel's to remember: they end with a reboot, 
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path, PosixPath
@@ -13,11 +13,12 @@ from typing import Self
 
 import attrs
 
+from thinpool import volumes
 from thinpool.drivers.base import BlockDevices, Storage
 from thinpool.errors import DriverUnsupported, LayerInUse, LayerNotFound, MountError
 from thinpool.filesystem import mounts
 from thinpool.filesystem.syscalls import is_mount_root
-from thinpool.model import Kind
+from thinpool.model import Kind, Volume
 from thinpool.session import Session, storage
 from thinpool.state import LayerRecord
 
@@ -144,17 +145,26 @@ def _attach_instant(session: Session, name: str) -> tuple[Storage, int]:
         return instant, session.driver.attach(instant, read_only=True)
 
 
-def mount(session: Session, name: str, target: Path | None, *, read_only: bool) -> Mount:
+def mount(
+    session: Session,
+    name: str,
+    target: Path | None,
+    *,
+    read_only: bool,
+    own: Sequence[Volume] = (),
+    others: Sequence[str] = (),
+) -> Mount:
     """Mount a layer on a directory, or on a private one below the root."""
     session.ready()
-    with session.locked(name) as record:
+    with remembered(session, name, own, others) as inside, session.locked(name) as record:
         made = target or _private_directory(session.root.mounts, record.handle)
         directory = mounts.open_target(made)
         try:
             if is_mount_root(directory) and _is_there(session, record, made):
+                _refuse_other_volumes(name, made, inside)
                 return Mount(name, made, lambda: None)
-            with attached(session, record, read_only=read_only) as fd:
-                mounts.attach(fd, directory, made)
+            with attached(session, record, read_only=read_only) as fd, with_volumes(session, fd, inside) as whole:
+                mounts.attach(whole, directory, made)
         except BaseException:
             if target is None:
                 os.rmdir(made)
@@ -162,6 +172,56 @@ def mount(session: Session, name: str, target: Path | None, *, read_only: bool) 
         finally:
             os.close(directory)
     return Mount(name, made, partial(_end_mount, session, record.handle, made))
+
+
+@contextmanager
+def remembered(session: Session, name: str, own: Sequence[Volume], others: Sequence[str]) -> Iterator[Sequence[Volume]]:
+    """The volumes to mount in a layer, on its record before they are, and not any more if that fails.
+
+    The record holds every target that was ever asked for, so that whoever unmounts the layer knows where to look.
+
+    Args:
+        session: the store.
+        name: the layer.
+        own: its own.
+        others: layers whose volumes it gets too; its own come first where two have one target.
+    """
+    wanted = {volume.target: volume for other in others for volume in session.record(other).volumes}
+    wanted |= {volume.target: volume for volume in own}
+    if not wanted:
+        yield ()
+        return
+    with session.writer():
+        before = session.record(name)
+        known = {volume.target: volume for volume in before.volumes} | wanted
+        session.state.set_volumes(before.handle, list(known.values()))
+    try:
+        yield sorted(wanted.values(), key=lambda volume: volume.target)
+    except BaseException:
+        with session.writer():
+            session.state.set_volumes(before.handle, before.volumes)
+        raise
+
+
+@contextmanager
+def with_volumes(session: Session, fd: int, inside: Sequence[Volume]) -> Iterator[int]:
+    """A detached mount with volumes in it, for as long as the block lasts."""
+    if not inside:
+        yield fd
+        return
+    whole = volumes.assemble(fd, session.root.mounts, inside)
+    try:
+        yield whole
+    finally:
+        os.close(whole)
+
+
+def _refuse_other_volumes(name: str, target: Path, inside: Sequence[Volume]) -> None:
+    missing = len(inside) - len(volumes.mounted_in(target, inside))
+    if missing:
+        raise LayerInUse(
+            f"layer {name} is mounted on {target} without {missing} of the volumes", hint=f"thinpool umount {target}"
+        )
 
 
 def _is_there(session: Session, record: LayerRecord, target: Path) -> bool:
@@ -196,8 +256,9 @@ def unmount(session: Session, given: str | os.PathLike[str]) -> None:
 def unmount_all(session: Session) -> None:
     """Unmount every layer of the store in this mount namespace, last mounted first."""
     for entry in reversed(list(mounts.mount_table())):
-        if session.driver.handle_of(entry) is not None:
-            mounts.unmount(entry.target)
+        handle = session.driver.handle_of(entry)
+        if handle is not None:
+            _take_off(session, handle, entry.target)
             _drop_private(session, entry.target)
 
 
@@ -245,7 +306,7 @@ def open_device(session: Session, name: str) -> BlockDevice:
 
 def _end_mount(session: Session, handle: int, target: Path) -> None:
     try:
-        mounts.unmount(target)
+        _take_off(session, handle, target)
     except MountError:
         _drop_private(session, target)  # somebody unmounted it before us
         return
@@ -254,9 +315,20 @@ def _end_mount(session: Session, handle: int, target: Path) -> None:
 
 
 def _unmount(session: Session, handle: int, target: Path) -> None:
-    mounts.unmount(target)
+    _take_off(session, handle, target)
     _drop_private(session, target)
     session.let_go(handle)
+
+
+def _take_off(session: Session, handle: int, target: Path) -> None:
+    """Unmount a layer with its volumes, or neither."""
+    record = session.state.by_handle(handle)
+    inside = () if record is None else record.volumes
+    if not inside or _topmost(session, target) != handle:
+        mounts.unmount(target)
+        return
+    with volumes.taken_out(target, inside):
+        mounts.unmount(target)
 
 
 def _private_directory(parent: Path, handle: int) -> Path:

@@ -13,7 +13,7 @@ import json
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,7 +22,7 @@ from typing import Any, Literal
 import attrs
 
 from thinpool.errors import LayerExists, PoolFull, StateError, ThinPoolError
-from thinpool.model import Kind, Layer
+from thinpool.model import Kind, Layer, Volume
 
 SCHEMA_VERSION = 1
 HANDLE_LIMIT = 1 << 24  # thin ids are 24 bits, drivers/md/dm-thin.c
@@ -41,14 +41,16 @@ CREATE TABLE layers (
     created INTEGER NOT NULL,
     updated INTEGER NOT NULL,
     size INTEGER NOT NULL,
-    labels TEXT NOT NULL
+    labels TEXT NOT NULL,
+    volumes TEXT NOT NULL
 );
 CREATE INDEX children ON layers (parent) WHERE parent IS NOT NULL;
 CREATE INDEX unfinished ON layers (phase) WHERE phase IN ('filling', 'doomed');
 """
 _COLUMNS = (
     "SELECT layers.handle, layers.name, layers.parent, up.name, layers.kind, layers.phase, layers.created,"
-    " layers.updated, layers.size, layers.labels FROM layers LEFT JOIN layers AS up ON up.handle = layers.parent"
+    " layers.updated, layers.size, layers.labels, layers.volumes"
+    " FROM layers LEFT JOIN layers AS up ON up.handle = layers.parent"
 )
 
 _COMMON = (
@@ -82,6 +84,7 @@ class LayerRecord:
         updated: likewise.
         size: bytes its file system holds, 0 where there is no fixed size.
         labels: containerd's labels.
+        volumes: what was mounted inside it.
     """
 
     handle: int
@@ -94,6 +97,7 @@ class LayerRecord:
     updated: int
     size: int
     labels: Mapping[str, str]
+    volumes: tuple[Volume, ...] = ()
 
     def layer(self) -> Layer:
         """The record as the store shows it."""
@@ -105,6 +109,7 @@ class LayerRecord:
             updated=_moment(self.updated),
             size=self.size,
             labels=self.labels,
+            volumes=self.volumes,
         )
 
 
@@ -114,7 +119,7 @@ def _moment(nanoseconds: int) -> datetime:
 
 
 def _record(row: tuple[Any, ...]) -> LayerRecord:
-    handle, name, parent, parent_name, kind, phase, created, updated, size, labels = row
+    handle, name, parent, parent_name, kind, phase, created, updated, size, labels, volumes = row
     return LayerRecord(
         handle,
         name,
@@ -126,6 +131,7 @@ def _record(row: tuple[Any, ...]) -> LayerRecord:
         updated,
         size,
         json.loads(labels) if labels else {},
+        tuple(Volume(*fields) for fields in json.loads(volumes)) if volumes else (),
     )
 
 
@@ -349,6 +355,10 @@ class State:
         """Replace a layer's labels."""
         self._change("UPDATE layers SET labels = ?, updated = ? WHERE handle = ?", _text(labels), now, handle)
 
+    def set_volumes(self, handle: int, volumes: Sequence[Volume]) -> None:
+        """Replace a layer's list of volumes."""
+        self._change("UPDATE layers SET volumes = ? WHERE handle = ?", _volumes_text(volumes), handle)
+
     def doom(self, handle: int) -> None:
         """Give a layer's name free and mark its storage for deletion."""
         with self._transaction() as database:
@@ -421,14 +431,19 @@ def _doom(database: sqlite3.Connection, handle: int) -> None:
 def _insert(database: sqlite3.Connection, record: LayerRecord) -> None:
     row = (
         record.handle, record.name, record.parent, record.kind.value, record.phase, record.created, record.updated,
-        record.size, _text(record.labels),
+        record.size, _text(record.labels), _volumes_text(record.volumes),
     )  # fmt: skip
-    database.execute("INSERT INTO layers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+    database.execute("INSERT INTO layers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
     _put(database, "next_handle", str(record.handle + 1))
 
 
 def _text(labels: Mapping[str, str]) -> str:
     return json.dumps(dict(labels), sort_keys=True) if labels else ""
+
+
+def _volumes_text(volumes: Sequence[Volume]) -> str:
+    fields = [(os.fspath(volume.source), volume.target, volume.read_only) for volume in volumes]
+    return json.dumps(fields) if fields else ""
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from thinpool import layers, mounting
 from thinpool.drivers.base import Growable
 from thinpool.errors import DriverUnsupported, LayerNotFound
 from thinpool.filesystem.mounts import mount_table
-from thinpool.model import Changes, Kind, Layer, Usage
+from thinpool.model import Changes, Kind, Layer, Usage, Volume
 from thinpool.mounting import BlockDevice, Mount
 from thinpool.opening import keep_options, open_store
 from thinpool.pool.health import PoolStatus
@@ -228,7 +228,15 @@ class Store:
 
     # -- using
 
-    def mount(self, name: str, target: str | os.PathLike[str] | None = None, *, read_only: bool = False) -> Mount:
+    def mount(
+        self,
+        name: str,
+        target: str | os.PathLike[str] | None = None,
+        *,
+        read_only: bool = False,
+        volumes: Sequence[Volume] = (),
+        volumes_from: Sequence[str] = (),
+    ) -> Mount:
         """Mount a layer: a context manager that gives the directory and unmounts at its end.
 
         Args:
@@ -236,15 +244,19 @@ class Store:
             target: an existing directory; by default a private one below the root. Mounting a layer where it is
                 mounted already gives that mount, and leaves unmounting to whoever made it.
             read_only: also for an active layer.
+            volumes: directories and files of the host to mount inside, each with what is mounted below it; they are
+                kept in the layer's record, and are no part of what is committed, compared or exported. A target that is
+                missing is made in the layer, and stays there. Symbolic links lead nowhere out of the layer.
+            volumes_from: layers whose volumes are mounted too, as their records have them.
 
         Raises:
             LayerNotFound: there is none of that name.
-            MountError: the target is missing, no directory, or cannot be mounted on.
+            MountError: the target is missing, no directory, or cannot be mounted on; likewise a volume's.
             LayerInUse: another layer is mounted on the target, or the layer's device is held.
             PoolFailed: the storage does not answer.
         """
         where = None if target is None else Path(os.path.abspath(target))
-        return mounting.mount(self._session, name, where, read_only=read_only)
+        return mounting.mount(self._session, name, where, read_only=read_only, own=volumes, others=volumes_from)
 
     def unmount(self, name_or_target: str | os.PathLike[str]) -> None:
         """Unmount a layer everywhere in this mount namespace, or what is mounted on one directory.
@@ -268,8 +280,25 @@ class Store:
         """
         return mounting.open_device(self._session, name)
 
-    def run(self, name: str, argv: Sequence[str], *, environ: Mapping[str, str] | None = None, cwd: str = "/") -> int:
+    def run(
+        self,
+        name: str,
+        argv: Sequence[str],
+        *,
+        environ: Mapping[str, str] | None = None,
+        cwd: str = "/",
+        volumes: Sequence[Volume] = (),
+        volumes_from: Sequence[str] = (),
+    ) -> int:
         """Run a command in a layer, changed root, in mount and process namespaces of its own.
+
+        Args:
+            name: the layer.
+            argv: the command and its arguments.
+            environ: its environment; by default PATH, HOME and TERM as at a login.
+            cwd: its working directory in the layer.
+            volumes: as for `mount`.
+            volumes_from: as for `mount`.
 
         Returns:
             Its exit status; 128 + n after signal n, 127 where the command is missing, 126 where it cannot be run.
@@ -278,15 +307,17 @@ class Store:
 
         session = self._session
         session.ready()
-        with session.locked(name) as record:
-            fd = mounting.attach(session, record, read_only=False)
-        try:
+        with mounting.remembered(session, name, volumes, volumes_from) as inside:
+            with session.locked(name) as record:
+                fd = mounting.attach(session, record, read_only=False)
             try:
-                return run_in(fd, session.root.mounts, argv, environ=environ, cwd=cwd)
+                try:
+                    with mounting.with_volumes(session, fd, inside) as whole:
+                        return run_in(whole, session.root.mounts, argv, environ=environ, cwd=cwd)
+                finally:
+                    os.close(fd)
             finally:
-                os.close(fd)
-        finally:
-            session.let_go(record.handle)
+                session.let_go(record.handle)
 
     # -- comparing and carrying
 

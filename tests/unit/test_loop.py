@@ -27,3 +27,10 @@ def test_what_is_no_loop_device(tmp_path: Path) -> None:
         loop.detach(Path("/dev/null"))
     with pytest.raises(LoopError, match="missing: No such file or directory"):
         loop.refresh_size(tmp_path / "missing")
+
+
+def test_no_free_loop_device() -> None:
+    """What the kernel says where it makes no more of them."""
+    with Path("/dev/null").open("rb") as control, pytest.raises(LoopError, match="no free loop device") as caught:
+        loop._free_number(control.fileno())
+    assert "losetup" in (caught.value.hint or "")

@@ -1,13 +1,35 @@
 """Commands about what is in a layer: mount, umount, run, diff."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 import click
 
 from thinpool.cli import output, signals
 from thinpool.cli.command import command
-from thinpool.cli.params import LAYER, PATH
+from thinpool.cli.params import LAYER, PATH, VOLUME
 from thinpool.cli.settings import Settings
+from thinpool.model import Volume
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _with_volumes(body: Callable[P, R]) -> Callable[P, R]:
+    """The options of commands that mount volumes."""
+    others = click.option(
+        "--volumes-from", type=LAYER, multiple=True, metavar="NAME", help="With the volumes of that layer; repeatable."
+    )
+    own = click.option(
+        "--volume",
+        "volumes",
+        type=VOLUME,
+        multiple=True,
+        metavar="SRC:DST[:ro]",
+        help="Mount SRC of the host on DST in the layer; repeatable.",
+    )
+    return own(others(body))
 
 
 @command(
@@ -15,18 +37,29 @@ from thinpool.cli.settings import Settings
     examples=[
         ("thinpool mount job /mnt", "job, on a directory"),
         ("thinpool mount job /mnt --read-only", "to look at"),
+        ("thinpool mount job /mnt --volume /srv/cache:/var/cache", "with a directory of the host inside"),
     ],
 )
 @click.argument("name", type=LAYER)
 @click.argument("target", type=PATH, metavar="DIR")
 @click.option("--read-only", is_flag=True, help="Let nothing be written through this mount.")
-def mount(settings: Settings, name: str, target: Path, *, read_only: bool) -> None:
+@_with_volumes
+def mount(
+    settings: Settings,
+    name: str,
+    target: Path,
+    *,
+    read_only: bool,
+    volumes: tuple[Volume, ...],
+    volumes_from: tuple[str, ...],
+) -> None:
     """Mount the layer NAME on the directory DIR.
 
-    A committed layer or a view is mounted read-only, always. A layer that is mounted there already stays so.
+    A committed layer or a view is mounted read-only, always. A layer that is mounted there already stays so. Volumes
+    are no part of the layer: no commit, diff or export holds what is in them. Their targets are made if missing.
     """
     with settings.open_store() as store:
-        made = store.mount(name, target, read_only=read_only)
+        made = store.mount(name, target, read_only=read_only, volumes=volumes, volumes_from=volumes_from)
     if settings.json:
         output.write_json({"name": made.name, "target": str(made.target)})
 
@@ -53,19 +86,28 @@ def umount(settings: Settings, place: str) -> None:
     examples=[
         ("thinpool run job -- apt-get update", "a command in job"),
         ("thinpool run job --workdir /root -- bash", "a shell"),
+        ("thinpool run job --volume /srv/src:/src:ro -- make -C /src", "with a directory of the host, read-only"),
     ],
 )
 @click.argument("name", type=LAYER)
 @click.argument("argv", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- COMMAND...")
 @click.option("-w", "--workdir", default="/", metavar="DIR", help="Directory in the layer to run in; else /.")
-def run(settings: Settings, name: str, argv: tuple[str, ...], workdir: str) -> int:
+@_with_volumes
+def run(
+    settings: Settings,
+    name: str,
+    argv: tuple[str, ...],
+    workdir: str,
+    volumes: tuple[Volume, ...],
+    volumes_from: tuple[str, ...],
+) -> int:
     """Run COMMAND in the layer NAME: mounted in a private mount namespace, chrooted, unmounted after.
 
     The environment is that of a login: PATH, HOME and TERM. The exit status is the command's; 127 if it is not found,
     126 if it cannot be executed, 128 and the signal's number if a signal ended it.
     """
     with settings.open_store() as store, signals.left_to_child():
-        return store.run(name, argv, cwd=workdir)
+        return store.run(name, argv, cwd=workdir, volumes=volumes, volumes_from=volumes_from)
 
 
 @command(

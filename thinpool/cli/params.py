@@ -9,7 +9,7 @@ from click.shell_completion import CompletionItem
 
 from thinpool.cli.settings import Settings
 from thinpool.errors import ConfigError, ThinPoolError
-from thinpool.model import check_name
+from thinpool.model import Volume, check_name
 from thinpool.units import parse_size
 
 if TYPE_CHECKING:
@@ -71,6 +71,21 @@ class Label(click.ParamType):  # type: ignore[type-arg]  # generic since click 8
         return match["key"], match["value"]
 
 
+class VolumeParam(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.2 only
+    """A volume, `SOURCE:TARGET[:ro]`."""
+
+    name = "volume"
+
+    def convert(self, value: str | Volume, param: "Parameter | None", ctx: "Context | None") -> Volume:
+        """Read it."""
+        if isinstance(value, Volume):
+            return value
+        try:
+            return Volume.parse(value)
+        except ConfigError as error:
+            self.fail(error.message, param, ctx)
+
+
 class FilePath(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.2 only
     """A path, not looked at before it is used; the shell completes it."""
 
@@ -92,4 +107,5 @@ class FilePath(click.ParamType):  # type: ignore[type-arg]  # generic since clic
 LAYER = LayerName()
 SIZE = Size()
 LABEL = Label()
+VOLUME = VolumeParam()
 PATH = FilePath()

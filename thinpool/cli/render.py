@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from thinpool.cli.output import escape, table
-from thinpool.model import Layer, Usage
+from thinpool.model import Layer, Usage, Volume
 from thinpool.units import format_size, human_size
 
 if TYPE_CHECKING:
@@ -41,6 +41,11 @@ def moment(when: datetime) -> str:
     return when.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
+def volume_text(volume: Volume) -> str:
+    """A volume as it is given to `--volume`."""
+    return f"{volume.source}:{volume.target}{':ro' if volume.read_only else ''}"
+
+
 def layer_json(layer: Layer) -> dict[str, object]:
     """A layer's record."""
     return {
@@ -51,6 +56,7 @@ def layer_json(layer: Layer) -> dict[str, object]:
         "updated": layer.updated.isoformat(),
         "size": layer.size,
         "labels": dict(layer.labels),
+        "volumes": [volume_text(volume) for volume in layer.volumes],
     }
 
 
@@ -82,6 +88,7 @@ def stat_lines(layer: Layer, usage: Usage, mounts: Iterable[str]) -> Iterator[st
     if usage.inodes is not None:
         facts.append(("inodes", str(usage.inodes)))
     facts += [("label", f"{escape(key)}={escape(value)}") for key, value in sorted(layer.labels.items())]
+    facts += [("volume", escape(volume_text(volume))) for volume in layer.volumes]
     facts += [("mounted", escape(path)) for path in mounts]
     return _facts(facts)
 

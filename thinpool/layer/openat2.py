@@ -12,7 +12,7 @@ _TRIES = 64
 
 
 class Resolver:
-    """Opens directories by paths that cannot leave a root."""
+    """Opens directories and files by paths that cannot leave a root."""
 
     def __init__(self, root: int) -> None:
         """Take the root directory, which stays the caller's."""
@@ -20,19 +20,18 @@ class Resolver:
         self._libc = ctypes.CDLL(None, use_errno=True)
 
     def open_directory(self, path: bytes) -> int:
-        """Open a directory below the root for reading; links are followed, and lead out of the root nowhere.
+        """Open a directory below the root for reading; raises as `open`."""
+        return self.open(path, os.O_RDONLY | os.O_DIRECTORY)
+
+    def open(self, path: bytes, flags: int) -> int:
+        """Open what is below the root; links are followed, and lead out of the root nowhere.
 
         The path's `..` and absolute links stay within the root (RESOLVE_IN_ROOT), and links of /proc are refused.
 
         Raises:
             OSError: as openat2(2).
         """
-        how = struct.pack(
-            "=QQQ",
-            os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC,
-            0,
-            _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS,
-        )
+        how = struct.pack("=QQQ", flags | os.O_CLOEXEC, 0, _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS)
         for _ in range(_TRIES):
             fd: int = self._libc.syscall(_OPENAT2, self._root, path, how, ctypes.c_size_t(len(how)))
             if fd >= 0:

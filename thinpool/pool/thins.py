@@ -225,6 +225,7 @@ class ThinDevices:
             if error.errno == errno.ENODATA:
                 return False
             raise self._explained(error) from error
+        self._check_committed()
         if self.notes is not None:
             self.notes.forget(thin_id)
         return True
@@ -238,6 +239,17 @@ class ThinDevices:
             if error.errno == errno.ENODATA:
                 raise PoolFailed(f"pool {self._pool} has no thin device {text.rpartition(' ')[2]}") from error
             raise self._explained(error) from error
+        self._check_committed()
+
+    def _check_committed(self) -> None:
+        """Raise PoolFailed where what a message did was not written.
+
+        The kernel commits after each message, and answers that the message was carried out even if the commit failed
+        (`pool_message` in drivers/md/dm-thin.c): the pool's mode tells.
+        """
+        found = trouble(self._pool, thin.pool_status(self._control, self._pool))
+        if isinstance(found, PoolFailed):
+            raise found
 
     def _explained(self, error: DeviceMapperError) -> PoolFailed | PoolFull | DeviceMapperError:
         """The pool's trouble, where it has one; else what the errno means for a pool."""

@@ -96,6 +96,28 @@ def test_mounts_outlive_the_command(with_base: Cli, scratch: Path) -> None:
     assert cli.json("stat", "job")["mounts"] == []
 
 
+def test_volumes(with_base: Cli, scratch: Path) -> None:
+    cli = with_base
+    for name in ("source", "place"):
+        (scratch / name).mkdir()
+    (scratch / "source/file").write_text("of the host\n")
+    volume = f"{scratch}/source:/data:ro"
+    cli("prepare", "job", "base")
+    assert cli("run", "job", "--volume", volume, "--", "cat", "/data/file") == "of the host\n"
+    assert cli.json("stat", "job")["volumes"] == [volume]
+    assert volume in cli("stat", "job")
+    cli("prepare", "other", "base")
+    script = "cat /data/file; touch /data/no 2>/dev/null || echo refused"
+    assert cli("run", "other", "--volumes-from", "job", "--", "sh", "-c", script) == "of the host\nrefused\n"
+    cli("mount", "job", str(scratch / "place"), "--volume", volume)
+    assert (scratch / "place/data/file").exists()
+    cli("umount", "job")
+    assert cli("diff", "job") == "A /data\n"
+    assert "SOURCE:TARGET" in cli.fails(2, "run", "job", "--volume", "nonsense", "--", "true")
+    assert "below /" in cli.fails(2, "run", "job", "--volume", f"{scratch}:relative", "--", "true")
+    assert "No such file" in cli.fails(1, "run", "job", "--volume", f"{scratch}/missing:/x", "--", "true")
+
+
 def test_down_and_up(with_base: Cli, scratch: Path) -> None:
     cli = with_base
     place = scratch / "place"
