@@ -63,7 +63,7 @@ def commit(session: Session, name: str, active: str, labels: Mapping[str, str] |
         now = session.now()
         done = attrs.evolve(record, name=name, kind=Kind.COMMITTED, created=now, updated=now, labels=dict(labels or {}))
         with session.locks.layer(record.handle):
-            if not live and session.driver.release(record.handle):
+            if not live and session.release(record.handle):
                 session.state.commit(record.handle, name, now, done.labels)
                 return done.layer()
             mark.begin()
@@ -90,7 +90,7 @@ def remove(session: Session, name: str) -> None:
                 _refuse_use(session, record)
                 mark.begin()
                 session.state.doom(record.handle)
-        recovery.sweep(session.state, session.driver, record)
+        recovery.sweep(session.state, session.driver, session.locks, record)
 
 
 def _refuse_use(session: Session, record: LayerRecord) -> None:
@@ -98,13 +98,13 @@ def _refuse_use(session: Session, record: LayerRecord) -> None:
 
     A mount namespace that somebody makes, if only to leave the mounts behind at once, holds all of them for a moment.
     """
-    if session.driver.release(record.handle):
+    if session.release(record.handle):
         return
     where = targets(session, record.handle)
     limit = time.monotonic() + _PASSING_SECONDS
     while not where and time.monotonic() < limit:
         time.sleep(_POLL_SECONDS)
-        if session.driver.release(record.handle):
+        if session.release(record.handle):
             return
     users = f"mounted on {', '.join(map(str, where))}" if where else "open or mounted by another process"
     raise LayerInUse(f"layer {record.name} is {users}", hint=f"thinpool umount {record.name}")
@@ -137,7 +137,7 @@ def fill(
         with suppress(PoolFailed), session.writer() as mark:  # swept later then; the first error is the one to tell
             mark.begin()
             session.state.doom(record.handle)
-            recovery.sweep(session.state, session.driver, record)
+            recovery.sweep(session.state, session.driver, session.locks, record)
         raise
     finally:
         os.close(lock)

@@ -1,7 +1,8 @@
 """Locks that die with their holder: open-file-description locks on single bytes of one file.
 
 Byte 0 is the store's writer lock; its content is a mark that says whether a writer is (or was, when it died) at work.
-Byte `LAYER_BASE + handle` is the lock of one layer. Threads exclude each other as processes do, because every
+Byte `LAYER_BASE + handle` is the lock of one layer, byte `USE_BASE + handle` is held, shared, by whoever looks into a
+layer that is mounted nowhere: of such a mount no table tells. Threads exclude each other as processes do, because every
 acquisition opens the file anew (fcntl_locking(2), "Open file description locks"). Nothing has to be cleaned up after
 a crash: the kernel drops the locks of a dead process, and the mark is only ever looked at under the writer lock.
 
@@ -19,6 +20,7 @@ from pathlib import Path
 from thinpool.errors import ThinPoolError
 
 LAYER_BASE = 1 << 12
+USE_BASE = 1 << 25  # beyond the locks of all layers: handles are below 1 << 24
 _WRITER = 0
 _FLOCK = struct.Struct("@hhqqi")  # struct flock of fcntl(2)
 _AT_WORK = b"1"
@@ -80,6 +82,26 @@ class LockFile:
             raise
         os.close(fd)
         return None
+
+    @contextmanager
+    def use(self, handle: int) -> Iterator[None]:
+        """Say, for as long as the block lasts, that a layer is in use; taken under the layer's lock."""
+        fd = self._open()
+        try:
+            fcntl.fcntl(fd, fcntl.F_OFD_SETLKW, _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, USE_BASE + handle, 1, 0))
+            yield
+        finally:
+            os.close(fd)
+
+    def is_used(self, handle: int) -> bool:
+        """Whether somebody, this process included, is inside `use`."""
+        fd = self._open()
+        try:
+            request = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, USE_BASE + handle, 1, 0)
+            found: int = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_OFD_GETLK, request))[0]
+            return found != fcntl.F_UNLCK
+        finally:
+            os.close(fd)
 
 
 class WriterMark:

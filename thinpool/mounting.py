@@ -5,7 +5,7 @@ Mounts and active devices are the kernel's to remember: they end with a reboot, 
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path, PosixPath
 from types import TracebackType
@@ -115,24 +115,34 @@ def looked_into(session: Session, name: str) -> Iterator[tuple[Storage, int]]:
     Of an active layer that somebody uses it is the state of this instant, a snapshot that goes when it was looked at
     (and that the next writer removes if this process dies).
     """
-    with session.locked(name) as record:
-        busy = record.kind is Kind.ACTIVE and not session.driver.release(record.handle)
-        fd = -1 if busy else attach(session, record, read_only=True)
-    found = storage(record)
-    if busy:
-        session.driver.flush(found)
-        found, fd = _attach_instant(session, name)
+    with ExitStack() as used:
+        with session.locked(name) as record:
+            busy = record.kind is Kind.ACTIVE and not session.release(record.handle)
+            if not busy:
+                fd = used.enter_context(in_use(session, record, read_only=True))
+        found = storage(record)
+        if busy:
+            session.driver.flush(found)
+            found, fd = _attach_instant(session, name, used)
+        with tree(fd) as root:
+            yield found, root
+
+
+@contextmanager
+def in_use(session: Session, record: LayerRecord, *, read_only: bool) -> Iterator[int]:
+    """As `attached`; the layer counts as used meanwhile, and is let go at the end. Entered under the layer's lock."""
+    with ExitStack() as undo:
+        undo.enter_context(session.locks.use(record.handle))
+        fd = undo.enter_context(attached(session, record, read_only=read_only))
+        used = undo.pop_all()
     try:
-        try:
-            with tree(fd) as root:
-                yield found, root
-        finally:
-            os.close(fd)
+        yield fd
     finally:
-        session.let_go(found.handle)
+        used.close()
+        session.let_go(record.handle)
 
 
-def _attach_instant(session: Session, name: str) -> tuple[Storage, int]:
+def _attach_instant(session: Session, name: str, used: ExitStack) -> tuple[Storage, int]:
     """Snapshot an active layer into storage that is doomed from the start, and make a detached mount of it."""
     with session.writer() as mark:
         with session.state.transaction():
@@ -142,7 +152,11 @@ def _attach_instant(session: Session, name: str) -> tuple[Storage, int]:
             copy = attrs.evolve(record, handle=handle, name=None, parent=None, phase="doomed")
             session.state.add(copy)
         instant = Storage(handle, record.size, immutable=True)
-        return instant, session.driver.attach(instant, read_only=True)
+        used.callback(session.let_go, handle)
+        used.enter_context(session.locks.use(handle))
+        fd = session.driver.attach(instant, read_only=True)
+        used.callback(os.close, fd)
+        return instant, fd
 
 
 def mount(

@@ -20,13 +20,15 @@ def mend(state: State, driver: Driver, locks: LockFile) -> None:
     _delete_unnamed(state, driver)
     for record in state.unfinished():
         if record.phase == "doomed":
-            sweep(state, driver, record)
+            sweep(state, driver, locks, record)
         else:
             _end_dead_import(state, driver, locks, record)
 
 
-def sweep(state: State, driver: Driver, record: LayerRecord) -> bool:
+def sweep(state: State, driver: Driver, locks: LockFile, record: LayerRecord) -> bool:
     """Delete doomed storage, unless somebody still uses it: then False, and it is deleted when they let go."""
+    if locks.is_used(record.handle):
+        return False
     with suppress(LayerInUse):
         driver.delete(record.handle)
         state.forget(record.handle)
@@ -52,6 +54,6 @@ def _end_dead_import(state: State, driver: Driver, locks: LockFile, record: Laye
         return
     try:
         state.doom(record.handle)
-        sweep(state, driver, record)
+        sweep(state, driver, locks, record)
     finally:
         os.close(lock)

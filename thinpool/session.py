@@ -170,21 +170,25 @@ class Session:
             shown = ", ".join(children[:5]) + (f" and {len(children) - 5} more" if len(children) > 5 else "")
             raise LayerInUse(f"layer {record.name} has children: {shown}", hint="remove them first")
 
+    def release(self, handle: int) -> bool:
+        """Release storage, under the layer's lock; False while somebody uses it, mounted or not."""
+        return not self.locks.is_used(handle) and self.driver.release(handle)
+
     def release_wholly(self, record: LayerRecord) -> None:
         """Release storage that nobody but us may use; raise LayerInUse where somebody does."""
-        if not self.driver.release(record.handle):
+        if not self.release(record.handle):
             raise LayerInUse(f"the storage of layer {record.name} is held by another process")
 
     def let_go(self, handle: int) -> None:
         """Release storage that this process no longer uses, and delete it where only that was waited for."""
         with self.locks.layer(handle):
-            free = self.driver.release(handle)
+            free = self.release(handle)
         if free:
             record = self.state.by_handle(handle)
             if record is not None and record.phase == "doomed":
                 with self.writer() as mark:
                     mark.begin()
-                    recovery.sweep(self.state, self.driver, record)
+                    recovery.sweep(self.state, self.driver, self.locks, record)
 
 
 def storage(record: LayerRecord) -> Storage:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Literal, Self
@@ -307,17 +307,11 @@ class Store:
 
         session = self._session
         session.ready()
-        with mounting.remembered(session, name, volumes, volumes_from) as inside:
+        with mounting.remembered(session, name, volumes, volumes_from) as inside, ExitStack() as used:
             with session.locked(name) as record:
-                fd = mounting.attach(session, record, read_only=False)
-            try:
-                try:
-                    with mounting.with_volumes(session, fd, inside) as whole:
-                        return run_in(whole, session.root.mounts, argv, environ=environ, cwd=cwd)
-                finally:
-                    os.close(fd)
-            finally:
-                session.let_go(record.handle)
+                fd = used.enter_context(mounting.in_use(session, record, read_only=False))
+            with mounting.with_volumes(session, fd, inside) as whole:
+                return run_in(whole, session.root.mounts, argv, environ=environ, cwd=cwd)
 
     # -- comparing and carrying
 

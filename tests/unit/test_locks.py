@@ -55,3 +55,15 @@ def test_writers_take_turns(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert max(most) == 1
+
+
+def test_a_layer_counts_as_used_while_anybody_uses_it(tmp_path: Path) -> None:
+    locks = LockFile(tmp_path / "lock")
+    with locks.use(7):
+        with locks.use(7):
+            assert locks.is_used(7)
+        assert locks.is_used(7)
+        assert not locks.is_used(8)
+        with locks.layer(7):
+            pass
+    assert not locks.is_used(7)
