@@ -19,7 +19,7 @@ from thinpool.pool.health import PoolStatus
 
 __all__ = [
     "INTENT", "BlockDevices", "Context", "Driver", "DriverStatus", "DriverType", "Growable", "HandleTaken",
-    "PoolStatus", "Records", "Storage", "Tracking", "Unsure",
+    "PoolStatus", "Records", "Sealing", "Storage", "Tracking", "Unsure",
 ]  # fmt: skip
 
 INTENT = "intent"
@@ -56,6 +56,12 @@ class Records(Protocol):
 
     def claim(self, handle: int) -> None:
         """Name the storage of an allotted handle as the driver's own."""
+
+    def is_named(self, handle: int) -> bool:
+        """Whether a record has that storage, in whatever phase; what none has may be deleted under the writer lock."""
+
+    def offspring(self, handle: int) -> Sequence[int]:
+        """The storage of the layers whose parent has that handle."""
 
 
 @attrs.frozen
@@ -174,6 +180,18 @@ class Growable(Protocol):
 
     def grow(self, *, data: int | None = None, metadata: int | None = None) -> None:
         """Extend to new total sizes in bytes; nothing happens where that is the size already."""
+
+
+@runtime_checkable
+class Sealing(Protocol):
+    """A driver that keeps immutable storage immutable itself, so that no user whom it cannot see writes to it.
+
+    What `snapshot` makes is immutable from its first instant, so every commit is a snapshot; what an import filled is
+    sealed.
+    """
+
+    def seal(self, handle: int) -> None:
+        """Make storage that nobody uses immutable, durably."""
 
 
 @runtime_checkable

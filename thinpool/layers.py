@@ -10,6 +10,7 @@ from typing import IO
 import attrs
 
 from thinpool import recovery
+from thinpool.drivers.base import Sealing
 from thinpool.errors import ConfigError, LayerInUse, PoolFailed, PoolFull, WrongKind
 from thinpool.filesystem.syscalls import syncfs
 from thinpool.model import Kind, Layer
@@ -47,31 +48,37 @@ def derive(
 def commit(session: Session, name: str, active: str, labels: Mapping[str, str] | None, *, live: bool) -> Layer:
     """Commit an active layer, which goes on if `live`.
 
-    Steps where nobody uses the layer and it does not go on: one durable record. Else: a snapshot with a reserved
-    handle; one durable record that names it and, if not `live`, marks the layer's own storage for deletion, which
-    follows when its last user lets go.
+    Steps where nobody uses the layer and it does not go on: one durable record. Else, and always where the driver seals
+    storage: a snapshot with a reserved handle; one durable record that names it and, if not `live`, marks the layer's
+    own storage for deletion, which follows when its last user lets go.
     """
     session.ready()
     record = session.record(active)
     if record.kind is Kind.ACTIVE:
         session.driver.flush(storage(record))
-    with session.writer() as mark, session.state.transaction():
-        session.refuse_taken(name)
-        record = session.record(active)
-        if record.kind is not Kind.ACTIVE:
-            raise WrongKind(f"layer {active} is {record.kind.value}; only an active layer can be committed")
-        now = session.now()
-        done = attrs.evolve(record, name=name, kind=Kind.COMMITTED, created=now, updated=now, labels=dict(labels or {}))
-        with session.locks.layer(record.handle):
-            if not live and session.release(record.handle):
-                session.state.commit(record.handle, name, now, done.labels)
-                return done.layer()
-            mark.begin()
-            done = attrs.evolve(done, handle=session.snapshot(storage(record)))
-            if live:
-                session.state.add(done)
-            else:
-                session.state.commit_copy(done, record.handle)
+    with session.writer() as mark:
+        with session.state.transaction():
+            session.refuse_taken(name)
+            record = session.record(active)
+            if record.kind is not Kind.ACTIVE:
+                raise WrongKind(f"layer {active} is {record.kind.value}; only an active layer can be committed")
+            now = session.now()
+            done = attrs.evolve(
+                record, name=name, kind=Kind.COMMITTED, created=now, updated=now, labels=dict(labels or {})
+            )
+            with session.locks.layer(record.handle):
+                free = not live and session.release(record.handle)
+                if free and not isinstance(session.driver, Sealing):
+                    session.state.commit(record.handle, name, now, done.labels)
+                    return done.layer()
+                mark.begin()
+                done = attrs.evolve(done, handle=session.snapshot(storage(record)))
+                if live:
+                    session.state.add(done)
+                else:
+                    session.state.commit_copy(done, record.handle)
+        if free:
+            recovery.sweep(session.state, session.driver, session.locks, record)
     return done.layer()
 
 
@@ -132,6 +139,8 @@ def fill(
             unpack_layer(archive, root, progress=progress)
             syncfs(root)
         session.release_wholly(record)
+        if isinstance(session.driver, Sealing):
+            session.driver.seal(record.handle)
         session.state.publish(record.handle, session.now(), record.labels)
     except BaseException:
         with suppress(PoolFailed), session.writer() as mark:  # swept later then; the first error is the one to tell

@@ -243,14 +243,14 @@ class State:
         for _ in range(HANDLE_LIMIT):
             if handle >= HANDLE_LIMIT:
                 handle = reserved = 1
-                taken = self._has(handle)
+                taken = self.is_named(handle)
             if handle >= reserved:
                 reserved = min(handle + _RANGE, HANDLE_LIMIT)
                 self.put_now({"next_handle": str(handle), "reserved_handle": str(reserved)})
             if not taken:
                 return handle
             handle += 1
-            taken = self._has(handle)
+            taken = self.is_named(handle)
         raise PoolFull(f"all {HANDLE_LIMIT - 1} numbers for layers are in use", hint="remove layers")
 
     def skip(self, handle: int) -> None:
@@ -266,10 +266,11 @@ class State:
         """The reserved handles without a row, in the order in which they would have been used."""
         handle, reserved = self._range()
         for number in range(handle, reserved):
-            if not self._has(number):
+            if not self.is_named(number):
                 yield number
 
-    def _has(self, handle: int) -> bool:
+    def is_named(self, handle: int) -> bool:
+        """Whether there is a record of that storage, in whatever phase."""
         return bool(self._rows("SELECT 1 FROM layers WHERE handle = ?", handle))
 
     def _range(self) -> tuple[int, int]:
@@ -309,6 +310,10 @@ class State:
         """The nearest layer that both layers are or descend from; None where there is none."""
         rows = self._rows(_COMMON, handle, other)
         return self.by_handle(rows[0][0]) if rows else None
+
+    def offspring(self, handle: int) -> list[int]:
+        """The storage of a layer's children, those that are being filled included."""
+        return [int(row[0]) for row in self._rows("SELECT handle FROM layers WHERE parent = ? ORDER BY handle", handle)]
 
     def children(self, handle: int) -> list[str]:
         """The names of a layer's children, those that are being filled included."""

@@ -135,6 +135,16 @@ def test_handles_are_reserved_before_use_and_never_named_twice(state: State) -> 
     assert state.allot() == first + 2
 
 
+def test_children_are_found_by_the_number_of_their_parent_s_storage(state: State) -> None:
+    state.add(RECORD)
+    for handle in (2, 3):
+        state.add(attrs.evolve(RECORD, handle=handle, name=f"child-{handle}", parent=1))
+    assert state.offspring(1) == [2, 3]
+    state.doom(2)
+    assert state.offspring(1) == [3]
+    assert [state.is_named(handle) for handle in (1, 2, 3, 4)] == [True, True, True, False]
+
+
 def test_a_driver_s_own_storage_is_no_layer(state: State) -> None:
     handle = state.allot()
     state.claim(handle)
