@@ -46,6 +46,75 @@ def mount_table(path: str = "/proc/self/mountinfo") -> Iterator[MountEntry]:
         yield parse_mountinfo(line)
 
 
+def mount_of(fd: int) -> MountEntry | None:
+    """The mount that an open file was reached through; None where it is in no table of this process."""
+    with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as file:
+        number = next(int(line.split()[1]) for line in file if line.startswith("mnt_id:"))
+    return next((entry for entry in mount_table() if entry.mount_id == number), None)
+
+
+def everywhere(device: tuple[int, int]) -> Iterator[MountEntry]:
+    """The mounts of one file system in every mount namespace that a visible process is in.
+
+    Not seen are mounts that no process has in its table: detached ones, and those of a namespace that only a bind mount
+    keeps alive. A process that changed its root sees less than others of its namespace, so its table is one more.
+    """
+    word = b" %d:%d " % device
+    seen: set[tuple[int, int, int]] = set()
+    for process in ["self", *filter(str.isdigit, os.listdir("/proc"))]:
+        try:
+            root = os.stat(f"/proc/{process}/root")
+            table = os.stat(f"/proc/{process}/ns/mnt").st_ino, root.st_dev, root.st_ino
+            if table in seen:
+                continue
+            seen.add(table)
+            with open(f"/proc/{process}/mountinfo", "rb") as file:
+                text = file.read()
+        except OSError:  # it ended
+            continue
+        if word in text:
+            yield from (parse_mountinfo(line) for line in text.splitlines() if word in line)
+
+
+def clone(fd: int, *, read_only: bool, said: str) -> int:
+    """Mount an open directory nowhere, for another place: a file descriptor that holds a private mount of it.
+
+    What the mount that it was reached through forbids (devices, set-user-ID, execution) is allowed in the new one,
+    unless the kernel keeps that from us.
+
+    Args:
+        fd: the directory.
+        read_only: writes through the mount are refused.
+        said: what the error calls the directory.
+
+    Raises:
+        MountError: it cannot be.
+    """
+    wanted = sys.MOUNT_ATTR_NOATIME | (sys.MOUNT_ATTR_RDONLY if read_only else 0)
+    unwanted = sys.MOUNT_ATTR_NOSUID | sys.MOUNT_ATTR_NODEV | sys.MOUNT_ATTR_NOEXEC | sys.MOUNT_ATTR_NOSYMFOLLOW
+    mount = -1
+    try:
+        mount = sys.open_tree(fd, "", clone=True)
+        for clear in (unwanted | (0 if read_only else sys.MOUNT_ATTR_RDONLY), 0):
+            try:
+                sys.mount_setattr(
+                    mount,
+                    set_attributes=wanted,
+                    clear_attributes=clear | sys.MOUNT_ATTR__ATIME,
+                    propagation=sys.MS_PRIVATE,
+                )
+            except PermissionError:  # locked by the namespace that gave us the mount
+                if not clear:
+                    raise
+            else:
+                break
+    except OSError as error:
+        if mount >= 0:
+            os.close(mount)
+        raise MountError(f"cannot mount {said}: {os.strerror(error.errno or 0)}") from error
+    return mount
+
+
 def parse_mountinfo(line: bytes) -> MountEntry:
     """One mountinfo line as a value."""
     before, _, after = line.partition(b" - ")

@@ -35,6 +35,8 @@ MOUNT_ATTR_NOSUID = 0x02
 MOUNT_ATTR_NODEV = 0x04
 MOUNT_ATTR_NOEXEC = 0x08
 MOUNT_ATTR_NOATIME = 0x10
+MOUNT_ATTR__ATIME = 0x70
+MOUNT_ATTR_NOSYMFOLLOW = 0x200000
 
 MS_REC = 1 << 14
 MS_PRIVATE = 1 << 18
@@ -89,9 +91,11 @@ def open_tree(dir_fd: int, path: str, *, clone: bool, recursive: bool = False) -
     return _checked("open_tree", _libc.syscall(_OPEN_TREE, dir_fd, os.fsencode(path), ctypes.c_uint(flags)))
 
 
-def mount_setattr(fd: int, *, set_attributes: int = 0, propagation: int = 0, recursive: bool = False) -> None:
+def mount_setattr(
+    fd: int, *, set_attributes: int = 0, clear_attributes: int = 0, propagation: int = 0, recursive: bool = False
+) -> None:
     """Change the attributes of an open mount (struct mount_attr: set, clear, propagation, user namespace)."""
-    attr = struct.pack("<QQQQ", set_attributes, 0, propagation, 0)
+    attr = struct.pack("=QQQQ", set_attributes, clear_attributes, propagation, 0)
     flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
     _checked("mount_setattr", _libc.syscall(_MOUNT_SETATTR, fd, b"", ctypes.c_uint(flags), attr, len(attr)))
 
