@@ -1,20 +1,15 @@
 """Layers made, committed and removed: the operations that change records and storage together."""
 
-import errno
-import os
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
-from typing import IO
+from collections.abc import Mapping
 
 import attrs
 
 from thinpool import recovery
 from thinpool.drivers.base import Sealing
-from thinpool.errors import ConfigError, LayerInUse, PoolFailed, PoolFull, WrongKind
-from thinpool.filesystem.syscalls import syncfs
+from thinpool.errors import ConfigError, LayerInUse, WrongKind
 from thinpool.model import Kind, Layer
-from thinpool.mounting import attached, targets, tree
+from thinpool.mounting import targets
 from thinpool.session import Session, storage
 from thinpool.state import LayerRecord
 from thinpool.units import human_size
@@ -115,73 +110,3 @@ def _refuse_use(session: Session, record: LayerRecord) -> None:
             return
     users = f"mounted on {', '.join(map(str, where))}" if where else "open or mounted by another process"
     raise LayerInUse(f"layer {record.name} is {users}", hint=f"thinpool umount {record.name}")
-
-
-def fill(
-    session: Session,
-    name: str,
-    archive: IO[bytes],
-    parent: str | None,
-    labels: Mapping[str, str] | None,
-    progress: Callable[[int], None] | None,
-) -> None:
-    """Make a committed layer from an archive.
-
-    Steps: storage with a reserved handle and one durable record in the phase `filling`; the long work, under the
-    layer's lock alone; one durable record that makes the layer ready.
-    """
-    from thinpool.layer.unpack import unpack_layer  # noqa: PLC0415 - heavy, and only for imports
-
-    session.ready()
-    record, lock = _begin(session, name, parent, labels)
-    try:
-        with attached(session, record, read_only=False) as fd, tree(fd) as root, _explained(name):
-            unpack_layer(archive, root, progress=progress)
-            syncfs(root)
-        session.release_wholly(record)
-        if isinstance(session.driver, Sealing):
-            session.driver.seal(record.handle)
-        session.state.publish(record.handle, session.now(), record.labels)
-    except BaseException:
-        with suppress(PoolFailed), session.writer() as mark:  # swept later then; the first error is the one to tell
-            mark.begin()
-            session.state.doom(record.handle)
-            recovery.sweep(session.state, session.driver, session.locks, record)
-        raise
-    finally:
-        os.close(lock)
-
-
-@contextmanager
-def _explained(name: str) -> Iterator[None]:
-    """Say what a failed write into a layer means for it."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            raise PoolFull(
-                f"no space left for the contents of layer {name}", hint="thinpool grow, or rm layers"
-            ) from error
-        if error.errno in {errno.EIO, errno.EROFS}:
-            raise PoolFailed(f"the contents of layer {name} could not be written: {error.strerror}") from error
-        raise
-
-
-def _begin(
-    session: Session, name: str, parent: str | None, labels: Mapping[str, str] | None
-) -> tuple[LayerRecord, int]:
-    """New storage that an import fills, and the descriptor that holds its lock until the import is done."""
-    with ExitStack() as undo:
-        with session.writer() as mark, session.state.transaction():
-            session.refuse_taken(name)
-            above = session.parent(parent)
-            mark.begin()
-            handle, size = session.create(above, None)
-            lock = session.locks.try_layer(handle)
-            if lock is None:
-                raise LayerInUse(f"storage number {handle} is held by another process")
-            undo.callback(os.close, lock)
-            record = session.new_record(handle, name, above, Kind.COMMITTED, size=size, phase="filling", labels=labels)
-            session.state.add(record)
-        undo.pop_all()
-    return record, lock

@@ -71,17 +71,21 @@ class LockFile:
         finally:
             os.close(fd)
 
-    def try_layer(self, handle: int) -> int | None:
-        """Take one layer's lock if it is free: a file descriptor that holds it until it is closed, or None."""
-        fd = self._open()
+    def try_layer(self, handle: int, held: int | None = None) -> int | None:
+        """Take one layer's lock if it is free: a file descriptor that holds it until it is closed, or None.
+
+        Args:
+            handle: the layer's.
+            held: a descriptor that holds locks of other layers, to hold this one too.
+        """
+        fd = self._open() if held is None else held
+        taken = False
         try:
-            if _lock(fd, LAYER_BASE + handle, wait=False):
-                return fd
-        except BaseException:
-            os.close(fd)
-            raise
-        os.close(fd)
-        return None
+            taken = _lock(fd, LAYER_BASE + handle, wait=False)
+        finally:
+            if not taken and held is None:
+                os.close(fd)
+        return fd if taken else None
 
     @contextmanager
     def use(self, handle: int) -> Iterator[None]:

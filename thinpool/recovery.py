@@ -19,10 +19,11 @@ def mend(state: State, driver: Driver, locks: LockFile) -> None:
     driver.mend()
     _delete_unnamed(state, driver)
     for record in state.unfinished():
+        if record.phase == "filling":
+            _doom_dead_import(state, locks, record)
+    for record in state.unfinished():
         if record.phase == "doomed":
             sweep(state, driver, locks, record)
-        else:
-            _end_dead_import(state, driver, locks, record)
 
 
 def sweep(state: State, driver: Driver, locks: LockFile, record: LayerRecord) -> bool:
@@ -48,12 +49,12 @@ def _delete_unnamed(state: State, driver: Driver) -> None:
             break
 
 
-def _end_dead_import(state: State, driver: Driver, locks: LockFile, record: LayerRecord) -> None:
+def _doom_dead_import(state: State, locks: LockFile, record: LayerRecord) -> None:
+    """Doom an import that nobody carries on; all of an image's layers before the first is deleted, as they are related."""
     lock = locks.try_layer(record.handle)
     if lock is None:
         return
     try:
         state.doom(record.handle)
-        sweep(state, driver, locks, record)
     finally:
         os.close(lock)

@@ -288,6 +288,11 @@ class State:
         """Whether a layer has that name, or will have it when its import is done."""
         return bool(self._rows("SELECT 1 FROM layers WHERE name = ?", name))
 
+    def in_any_phase(self, name: str) -> LayerRecord | None:
+        """The layer that has that name, or will have it when its import is done."""
+        rows = self._rows(f"{_COLUMNS} WHERE layers.name = ?", name)
+        return _record(rows[0]) if rows else None
+
     def by_handle(self, handle: int) -> LayerRecord | None:
         """The record of that storage, in whatever phase."""
         rows = self._rows(f"{_COLUMNS} WHERE layers.handle = ?", handle)
@@ -302,8 +307,8 @@ class State:
         return int(self._rows("SELECT count(*) FROM layers WHERE phase = 'ready'")[0][0])
 
     def unfinished(self) -> list[LayerRecord]:
-        """The layers that are being filled, and the storage that is still to be deleted."""
-        rows = self._rows(f"{_COLUMNS} WHERE layers.phase IN ('filling', 'doomed')")
+        """The layers that are being filled, and the storage that is still to be deleted, the youngest first."""
+        rows = self._rows(f"{_COLUMNS} WHERE layers.phase IN ('filling', 'doomed') ORDER BY layers.handle DESC")
         return [record for record in map(_record, rows) if record.handle not in self._gone]
 
     def common_ancestor(self, handle: int, other: int) -> LayerRecord | None:

@@ -116,6 +116,25 @@ class TarReader:
         self._position, self._left = end, 0
         return data
 
+    @property
+    def is_sparse(self) -> bool:
+        """Whether the present entry is stored with holes, so that its data is not the file's content as it stands."""
+        return self._map is not None
+
+    def pass_over(self) -> tuple[int, int]:
+        """Give up the present entry's data, none of which was read, for whoever can find it again in the archive.
+
+        Returns:
+            How far before the end of the last piece the data begins, and how far beyond it the next header: where the
+            next piece has to be taken from.
+        """
+        at_hand = len(self._data) - self._position
+        count = self._left + self._padding
+        step = min(count, at_hand)
+        self._position += step
+        self._left = self._padding = 0
+        return at_hand, count - step
+
     def _next(self) -> Member | None:
         local = Extended()
         long_name: bytes | None = None
