@@ -43,6 +43,11 @@ class Handling:
     devices: bool = True
     progress: Callable[[int], None] | None = None
 
+    @classmethod
+    def of(cls, limits: Limits | None, progress: Callable[[int], None] | None, *, devices: bool) -> Self:
+        """The way that is asked for, with the default limits where none are."""
+        return cls(limits or Limits(), devices, progress)
+
 
 class Filling:
     """Layers that are filled one after the other; a context manager.

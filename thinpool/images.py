@@ -5,6 +5,7 @@ layer below the topmost is named by its chain id, which says what it holds toget
 as a label; a layer of the store that has the label already is used instead of taking it in again.
 """
 
+import io
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -173,8 +174,9 @@ def _take_in(
             layer, top = image.layers[number], number == len(keys) - 1
             one = attrs.evolve(how, limits=limits, progress=_counted(how.progress, done))
             mine = {**(labels if top else {}), CHAIN_ID: keys[number]}
-            with layer.open(image.place) as archive:
-                done += archive.size
+            blob = layer.open(image.place)
+            done += blob.size
+            with io.BufferedReader(blob) as archive:
                 try:
                     parent, result = filling.add(name if top else keys[number], archive, parent, mine, one)
                 except LayerExists:

@@ -50,7 +50,7 @@ def _delete_unnamed(state: State, driver: Driver) -> None:
 
 
 def _doom_dead_import(state: State, locks: LockFile, record: LayerRecord) -> None:
-    """Doom an import that nobody carries on; all of an image's layers before the first is deleted, as they are related."""
+    """Doom an import that nobody carries on; all layers of an image before the first is deleted, as one has another."""
     lock = locks.try_layer(record.handle)
     if lock is None:
         return

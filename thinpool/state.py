@@ -120,19 +120,9 @@ def _moment(nanoseconds: int) -> datetime:
 
 def _record(row: tuple[Any, ...]) -> LayerRecord:
     handle, name, parent, parent_name, kind, phase, created, updated, size, labels, volumes = row
-    return LayerRecord(
-        handle,
-        name,
-        parent,
-        parent_name,
-        Kind(kind),
-        phase,
-        created,
-        updated,
-        size,
-        json.loads(labels) if labels else {},
-        tuple(Volume(*fields) for fields in json.loads(volumes)) if volumes else (),
-    )
+    kept = json.loads(labels) if labels else {}
+    inside = tuple(Volume(*fields) for fields in json.loads(volumes)) if volumes else ()
+    return LayerRecord(handle, name, parent, parent_name, Kind(kind), phase, created, updated, size, kept, inside)
 
 
 class State:

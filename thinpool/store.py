@@ -7,47 +7,27 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Literal, Self
 
-import attrs
-
 from thinpool import layers, mounting
 from thinpool.drivers.base import Growable
 from thinpool.errors import DriverUnsupported, LayerNotFound
 from thinpool.filesystem.mounts import mount_table
+from thinpool.info import StoreInfo
 from thinpool.model import Changes, Kind, Layer, Usage, Volume
 from thinpool.mounting import BlockDevice, Mount
 from thinpool.opening import keep_options, open_store
-from thinpool.pool.health import PoolStatus
 from thinpool.root import DEFAULT
 from thinpool.session import Session
 from thinpool.units import parse_size
 
 if TYPE_CHECKING:
+    from thinpool.images import ImageResult
     from thinpool.layer.archive import ArchiveResult
+    from thinpool.layer.limits import Limits
 
 Progress = Callable[[int], None]
 Compression = Literal["none", "gzip", "zstd", "xz"]
+ImageCompression = Literal["none", "gzip", "zstd"]
 Labels = Mapping[str, str]
-
-
-@attrs.frozen
-class StoreInfo:
-    """What `info` shows.
-
-    Attributes:
-        root: the store's root directory.
-        driver: the driver's name.
-        options: the driver's options in force.
-        layers: how many layers there are.
-        pool: the thin pool, or None where the driver has none.
-        warnings: for people.
-    """
-
-    root: Path
-    driver: str
-    options: Mapping[str, str]
-    layers: int
-    pool: PoolStatus | None
-    warnings: Sequence[str]
 
 
 class Store:
@@ -365,6 +345,8 @@ class Store:
         *,
         parent: str | None = None,
         labels: Labels | None = None,
+        limits: "Limits | None" = None,
+        devices: bool = True,
         progress: Progress | None = None,
     ) -> Layer:
         """Make a committed layer from a layer tar (plain, gzip, zstd or xz), on a parent.
@@ -376,6 +358,8 @@ class Store:
             fileobj: gives bytes by `read`; need not seek.
             parent: a committed layer, or None.
             labels: free-form strings.
+            limits: what the archive may ask for.
+            devices: make device nodes; False leaves them out, with a warning in the log.
             progress: called with the number of bytes read so far.
 
         Raises:
@@ -384,7 +368,71 @@ class Store:
             LayerNotFound, WrongKind: the parent is missing, or not committed.
             PoolFull, PoolFailed: the storage cannot take it.
         """
-        layers.fill(self._session, name, fileobj, parent, labels, progress)
+        from thinpool.filling import Handling, fill  # noqa: PLC0415 - heavy, and only for imports
+
+        fill(self._session, name, fileobj, parent, labels, Handling.of(limits, progress, devices=devices))
+        return self.stat(name)
+
+    def export_image(
+        self,
+        name: str,
+        directory: str | os.PathLike[str],
+        *,
+        tag: str = "latest",
+        compress: ImageCompression = "gzip",
+        progress: Progress | None = None,
+    ) -> "ImageResult":
+        """Write a layer and its ancestors as an image into an OCI image layout, always as the same bytes.
+
+        The index names it when all is on disk. A process that dies before leaves blobs that nothing refers to.
+
+        Args:
+            name: the layer; its labels become the image's.
+            directory: the layout, which may hold other images; made where it is missing.
+            tag: the image's name in the index; what has it already is replaced.
+            compress: how the layers are compressed.
+            progress: as in `export_layer`.
+
+        Raises:
+            LayerNotFound: there is none of that name.
+            ConfigError: the tag, or a directory that holds something else; ThinPoolError where it cannot be written.
+        """
+        from thinpool import images  # noqa: PLC0415 - heavy, and only for images
+
+        return images.export_image(self._session, name, directory, tag=tag, compress=compress, progress=progress)
+
+    def import_image(
+        self,
+        name: str,
+        source: str | os.PathLike[str] | IO[bytes],
+        *,
+        tag: str | None = None,
+        labels: Labels | None = None,
+        limits: "Limits | None" = None,
+        devices: bool = True,
+        progress: Progress | None = None,
+    ) -> Layer:
+        """Make committed layers from all layers of an image, each verified against its digest and diff id.
+
+        They appear together. The topmost has the given name and the image's labels; those below have their chain ids
+        for names, `sha256:...`, and those that the store has from an image are used again.
+
+        Args:
+            name: the topmost layer's name.
+            source: the directory of an OCI image layout, or a tar archive of one or of `docker save` (a path or file).
+            tag: which image, where there are several.
+            labels: more labels for the topmost layer.
+            limits: what the layers may ask for, together.
+            devices: as in `import_layer`.
+            progress: likewise.
+
+        Raises:
+            ArchiveError: no image, or not what its digests say; the rest as in `import_layer`.
+        """
+        from thinpool import filling, images  # noqa: PLC0415 - heavy, and only for images
+
+        how = filling.Handling.of(limits, progress, devices=devices)
+        images.import_image(self._session, name, source, tag=tag, labels=labels, how=how)
         return self.stat(name)
 
     # -- the whole store

@@ -33,6 +33,20 @@ def source(path: Path) -> Iterator[tuple[IO[bytes], int | None]]:
 
 
 @contextlib.contextmanager
+def image(path: Path) -> Iterator[Path | IO[bytes]]:
+    """An image to read: a directory or a file by its path; `-` is an archive from standard input.
+
+    Raises:
+        UsageError: standard input is a terminal.
+    """
+    if path != STANDARD:
+        yield path
+        return
+    with source(path) as (stream, _):
+        yield stream
+
+
+@contextlib.contextmanager
 def sink(path: Path) -> Iterator[IO[bytes]]:
     """A place to write an archive to; `-` is standard output.
 

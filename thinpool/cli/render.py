@@ -13,7 +13,7 @@ from thinpool.units import format_size, human_size
 
 if TYPE_CHECKING:
     from thinpool.drivers.base import PoolStatus
-    from thinpool.store import StoreInfo
+    from thinpool.info import StoreInfo
 
 UNICODE_BRANCHES = ("├─", "└─", "│ ", "  ")
 ASCII_BRANCHES = ("|-", "`-", "| ", "  ")

@@ -8,8 +8,8 @@ from thinpool.cli import render
 from thinpool.cli.layers import removal_order
 from thinpool.drivers.base import PoolStatus
 from thinpool.errors import LayerNotFound
+from thinpool.info import StoreInfo
 from thinpool.model import Kind, Layer, Usage
-from thinpool.store import StoreInfo
 
 WHEN = datetime(2025, 11, 24, 12, 30, 59, 123456, tzinfo=UTC)
 
