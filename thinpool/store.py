@@ -395,7 +395,7 @@ class Store:
 
         Raises:
             LayerNotFound: there is none of that name.
-            ConfigError: the tag, or a directory that holds something else; ThinPoolError where it cannot be written.
+            ConfigError: the tag, or a directory that holds something else. ThinPoolError: it cannot be written.
         """
         from thinpool import images  # noqa: PLC0415 - heavy, and only for images
 

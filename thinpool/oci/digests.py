@@ -11,14 +11,19 @@ _SHA256 = re.compile(r"sha256:[0-9a-f]{64}", re.ASCII)
 BLOBS = "blobs/sha256"
 
 
-def check_digest(text: str) -> str:
+def check_digest(text: str, what: str | None = None) -> str:
     """Give back a digest of the one form that every tool knows, `sha256:` and 64 hexadecimal digits.
+
+    Args:
+        text: the digest.
+        what: whose it is, for the message.
 
     Raises:
         ArchiveError: anything else; no path is ever made from it.
     """
     if _SHA256.fullmatch(text) is None:
-        raise ArchiveError(f"digest {shown(text)}: accepted is sha256: and 64 digits of 0-9 a-f")
+        whose = f"{what}: " if what else ""
+        raise ArchiveError(f"{whose}digest {shown(text)}; accepted is sha256: and 64 digits of 0-9 a-f")
     return text
 
 

@@ -41,7 +41,7 @@ class Descriptor:
         """Read one; raises ArchiveError."""
         return cls(
             node.text("mediaType"),
-            check_digest(node.text("digest")),
+            check_digest(node.text("digest"), node.what),
             node.number("size"),
             node.pairs("annotations"),
             Platform.read(node.node("platform")) if node.has("platform") else None,
@@ -138,7 +138,7 @@ class ImageConfig:
         rootfs = node.node("rootfs")
         if rootfs.text("type", "layers") != "layers":
             raise ArchiveError(f"{rootfs.what} is of type {shown(rootfs.text('type'))}; accepted is layers")
-        diff_ids = tuple(check_digest(text) for text in rootfs.texts("diff_ids"))
+        diff_ids = tuple(check_digest(text, rootfs.what) for text in rootfs.texts("diff_ids"))
         config = node.node("config")
         return cls(diff_ids, Platform.read(node), read_run(config), config.pairs("Labels"))
 
