@@ -1,7 +1,8 @@
 """For all tests: the `kernel` marker, the long run, and outcomes that a machine can read.
 
-A test marked `kernel` needs root and device-mapper. Where either is missing it fails: it is never skipped, so that a
-run which lacks them cannot pass for a good one. `-m "not kernel"` deselects those tests on an ordinary host.
+A test marked `kernel` needs root and device-mapper (`kernel(device_mapper=False)`: root alone). Where either is missing
+it fails: it is never skipped, so that a run which lacks them cannot pass for a good one. `-m "not kernel"` deselects
+those tests on an ordinary host.
 """
 
 import hashlib
@@ -47,7 +48,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    if item.get_closest_marker("kernel") is not None and (lack := _lack()):
+    marker = item.get_closest_marker("kernel")
+    if marker is not None and (lack := _lack(device_mapper=marker.kwargs.get("device_mapper", True))):
         pytest.fail(
             f"{lack}: run `tools/test` or `tools/lab -- python -m pytest`; this test is not skipped", pytrace=False
         )
@@ -68,9 +70,11 @@ def _private_environment() -> Iterator[None]:
         yield
 
 
-def _lack() -> str | None:
+def _lack(*, device_mapper: bool) -> str | None:
     if os.geteuid() != 0:
         return "not root"
+    if not device_mapper:
+        return None
     try:
         misc = Path("/proc/misc").read_text(encoding="ascii")
     except OSError as error:
