@@ -3,7 +3,8 @@
 Everything that is the same for all drivers (names, kinds, records, locks, where things are mounted, archives) sits
 above, in `thinpool.store`. A driver knows only *handles*: positive integers below 2**24 that the store allots, each
 the number of one layer's storage. The store holds its writer lock around `create`, `snapshot` and `delete`, and the
-layer's lock around `attach` and `release`, so a driver needs no lock of its own.
+layer's lock around `attach` and `release`, so a driver needs no lock of its own. The store also knows who has a
+detached mount of a layer, and releases or deletes none of those.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,7 @@ from thinpool.pool.health import PoolStatus
 
 __all__ = [
     "INTENT", "BlockDevices", "Context", "Driver", "DriverStatus", "DriverType", "Growable", "HandleTaken",
-    "PoolStatus", "Records", "Sealing", "Storage", "Tracking", "Unsure",
+    "Looking", "PoolStatus", "Records", "Sealing", "Storage", "Tracking", "Unsure",
 ]  # fmt: skip
 
 INTENT = "intent"
@@ -126,7 +127,10 @@ class Driver(Protocol):
         """
 
     def flush(self, active: Storage) -> None:
-        """Write out what is dirty in storage in use, so that a snapshot soon after holds its writers briefly."""
+        """Write out what is dirty in storage in use, so that a snapshot soon after holds its writers briefly.
+
+        Called once more when nobody uses storage that is about to be committed: what was written to it is durable then.
+        """
 
     def delete(self, handle: int) -> bool:
         """Remove storage that nobody uses; False where there was none.
@@ -192,6 +196,17 @@ class Sealing(Protocol):
 
     def seal(self, handle: int) -> None:
         """Make storage that nobody uses immutable, durably."""
+
+
+@runtime_checkable
+class Looking(Protocol):
+    """A driver that can show storage without making it ready to be written."""
+
+    def look(self, storage: Storage) -> int:
+        """A detached mount as of `attach`, for reading only, of storage that nobody writes to.
+
+        Whoever mounts and writes the storage meanwhile is not hindered; what is seen of that is not said.
+        """
 
 
 @runtime_checkable

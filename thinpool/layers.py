@@ -64,6 +64,7 @@ def commit(session: Session, name: str, active: str, labels: Mapping[str, str] |
             with session.locks.layer(record.handle):
                 free = not live and session.release(record.handle)
                 if free and not isinstance(session.driver, Sealing):
+                    session.driver.flush(storage(record))  # it was used until the lock was ours, perhaps
                     session.state.commit(record.handle, name, now, done.labels)
                     return done.layer()
                 mark.begin()

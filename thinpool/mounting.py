@@ -5,7 +5,7 @@ Mounts and active devices are the kernel's to remember: they end with a reboot, 
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path, PosixPath
 from types import TracebackType
@@ -14,7 +14,7 @@ from typing import Self
 import attrs
 
 from thinpool import volumes
-from thinpool.drivers.base import BlockDevices, Storage
+from thinpool.drivers.base import BlockDevices, Looking, Storage
 from thinpool.errors import DriverUnsupported, LayerInUse, LayerNotFound, MountError
 from thinpool.filesystem import mounts
 from thinpool.filesystem.syscalls import is_mount_root
@@ -83,19 +83,30 @@ class BlockDevice(PosixPath):
         self.close()
 
 
-def attach(session: Session, record: LayerRecord, *, read_only: bool) -> int:
-    """A layer's file system as a detached mount; the caller holds the layer's lock."""
-    return session.driver.attach(storage(record), read_only=read_only)
+@contextmanager
+def attached(session: Session, record: LayerRecord, *, read_only: bool) -> Iterator[int]:
+    """A layer's file system as a detached mount, begun under the layer's lock, for as long as the block lasts.
+
+    It is in nobody's mount table, and gone if we die; whoever asks finds the layer in use.
+    """
+    with session.locks.use(record.handle):
+        fd = session.driver.attach(storage(record), read_only=read_only)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
 
 
 @contextmanager
-def attached(session: Session, record: LayerRecord, *, read_only: bool) -> Iterator[int]:
-    """A detached mount for as long as the block lasts; it is in nobody's mount table, and gone if we die."""
-    fd = attach(session, record, read_only=read_only)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
+def _look(session: Session, found: Storage) -> Iterator[int]:
+    """The same for reading, of storage that nobody writes to."""
+    driver = session.driver
+    with session.locks.use(found.handle):
+        fd = driver.look(found) if isinstance(driver, Looking) else driver.attach(found, read_only=True)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
 
 
 @contextmanager
@@ -117,33 +128,31 @@ def looked_into(session: Session, name: str) -> Iterator[tuple[Storage, int]]:
     """
     with ExitStack() as used:
         with session.locked(name) as record:
+            found = storage(record)
             busy = record.kind is Kind.ACTIVE and not session.release(record.handle)
             if not busy:
-                fd = used.enter_context(in_use(session, record, read_only=True))
-        found = storage(record)
+                fd = used.enter_context(in_use(session, record.handle, _look(session, found)))
         if busy:
             session.driver.flush(found)
-            found, fd = _attach_instant(session, name, used)
+            found, fd = _look_at_instant(session, name, used)
         with tree(fd) as root:
             yield found, root
 
 
 @contextmanager
-def in_use(session: Session, record: LayerRecord, *, read_only: bool) -> Iterator[int]:
-    """As `attached`; the layer counts as used meanwhile, and is let go at the end. Entered under the layer's lock."""
-    with ExitStack() as undo:
-        undo.enter_context(session.locks.use(record.handle))
-        fd = undo.enter_context(attached(session, record, read_only=read_only))
-        used = undo.pop_all()
+def in_use(session: Session, handle: int, mount: AbstractContextManager[int]) -> Iterator[int]:
+    """A detached mount that is entered under the layer's lock, and whose storage is let go at the end."""
+    used = ExitStack()
+    fd = used.enter_context(mount)
     try:
         yield fd
     finally:
         used.close()
-        session.let_go(record.handle)
+        session.let_go(handle)
 
 
-def _attach_instant(session: Session, name: str, used: ExitStack) -> tuple[Storage, int]:
-    """Snapshot an active layer into storage that is doomed from the start, and make a detached mount of it."""
+def _look_at_instant(session: Session, name: str, used: ExitStack) -> tuple[Storage, int]:
+    """Snapshot an active layer into storage that is doomed from the start, and look into it."""
     with session.writer() as mark:
         with session.state.transaction():
             record = session.record(name)
@@ -152,11 +161,7 @@ def _attach_instant(session: Session, name: str, used: ExitStack) -> tuple[Stora
             copy = attrs.evolve(record, handle=handle, name=None, parent=None, phase="doomed")
             session.state.add(copy)
         instant = Storage(handle, record.size, immutable=True)
-        used.callback(session.let_go, handle)
-        used.enter_context(session.locks.use(handle))
-        fd = session.driver.attach(instant, read_only=True)
-        used.callback(os.close, fd)
-        return instant, fd
+        return instant, used.enter_context(in_use(session, handle, _look(session, instant)))
 
 
 def mount(

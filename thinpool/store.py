@@ -289,7 +289,8 @@ class Store:
         session.ready()
         with mounting.remembered(session, name, volumes, volumes_from) as inside, ExitStack() as used:
             with session.locked(name) as record:
-                fd = used.enter_context(mounting.in_use(session, record, read_only=False))
+                mount = mounting.attached(session, record, read_only=False)
+                fd = used.enter_context(mounting.in_use(session, record.handle, mount))
             with mounting.with_volumes(session, fd, inside) as whole:
                 return run_in(whole, session.root.mounts, argv, environ=environ, cwd=cwd)
 

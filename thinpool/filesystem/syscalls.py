@@ -38,6 +38,8 @@ MOUNT_ATTR_NOATIME = 0x10
 MOUNT_ATTR__ATIME = 0x70
 MOUNT_ATTR_NOSYMFOLLOW = 0x200000
 
+MS_REMOUNT = 1 << 5
+MS_NOATIME = 1 << 10
 MS_REC = 1 << 14
 MS_PRIVATE = 1 << 18
 MNT_DETACH = 2
@@ -127,6 +129,11 @@ def syncfs(fd: int) -> None:
 def unshare(flags: int) -> None:
     """unshare(2): give this process namespaces of its own."""
     _checked("unshare", _libc.unshare(flags))
+
+
+def setns(fd: int, flags: int) -> None:
+    """setns(2): enter a namespace that a file descriptor is open on."""
+    _checked("setns", _libc.setns(fd, flags))
 
 
 def die_with_parent() -> None:
