@@ -9,6 +9,9 @@ and gone must make up the difference of the directory's two sizes, or its entrie
 Inode numbers survive snapshots, but are not unique in time: the number of the newest inode may be used again after it
 is gone and the file system was mounted anew, and siblings use the same numbers for different files. An inode that took
 over a number was written later, so it counts as changed, and its names in both trees are looked at.
+
+A directory that moved takes the names below it along, without a change to what they name. What is below is looked at
+as a whole where it is; but of a file with other names elsewhere, those are part of the comparison too.
 """
 
 from collections.abc import Iterator, Mapping
@@ -17,7 +20,7 @@ from os import fsdecode
 import attrs
 
 from thinpool.btrfs.ioctl import FIRST_INODE
-from thinpool.btrfs.tree import ANY, INODE_EXTREF, INODE_ITEM, INODE_REF, ROOT_ITEM, Inode, Key, Tree, inode, names
+from thinpool.btrfs.tree import ANY, INODE_EXTREF, INODE_ITEM, INODE_REF, Inode, Key, Tree, inode, names
 from thinpool.layer.scope import Place, Scope
 
 MOST_INODES = 1 << 19
@@ -41,6 +44,11 @@ class _Found:
     item: Inode | None = None
     names: set[Name] = attrs.field(factory=set)
 
+    @property
+    def is_linked(self) -> bool:
+        """Whether it has several names."""
+        return self.item is not None and self.item.links > 1
+
 
 def add_differences(scope: Scope, base: Tree, later: Tree, since: int, *, alone: bool) -> None:
     """Take into a scope where a subvolume may differ from one that it descends from.
@@ -61,7 +69,12 @@ def add_differences(scope: Scope, base: Tree, later: Tree, since: int, *, alone:
     now, before = _Places(later, scope.root), _Places(base, scope.root)
     sizes: dict[int, int] = {}
     gone = _without_items(base, changed) if alone else frozenset()
-    for after, earlier in _pairs(later, base, changed):
+    moved: list[int] = []
+    for number, after, earlier in _pairs(later, base, changed):
+        if number == FIRST_INODE:  # which is named `..` in itself
+            continue
+        if changed[number] is not None and earlier.names and earlier.names != after.names:
+            moved.append(number)
         for place, found in ((now, after), (before, earlier)):
             for directory, name in found.names:
                 if place is now and directory in gone:
@@ -74,6 +87,8 @@ def add_differences(scope: Scope, base: Tree, later: Tree, since: int, *, alone:
     for number, directory_size in changed.items():
         if directory_size is not None:
             _add_entries(number, directory_size, sizes.get(number, 0), now, before)
+    for number in moved:
+        _add_links_below(number, now, before)
 
 
 def _changed(later: Tree, since: int) -> Mapping[int, int | None]:
@@ -93,10 +108,10 @@ def _without_items(base: Tree, changed: Mapping[int, int | None]) -> frozenset[i
     return frozenset(number for number, found in _lookup(base, directories) if found.item is None)
 
 
-def _pairs(later: Tree, base: Tree, changed: Mapping[int, int | None]) -> Iterator[tuple[_Found, _Found]]:
+def _pairs(later: Tree, base: Tree, changed: Mapping[int, int | None]) -> Iterator[tuple[int, _Found, _Found]]:
     """The changed inodes in both trees."""
-    for (_, after), (_, earlier) in zip(_lookup(later, changed), _lookup(base, changed), strict=True):
-        yield after, earlier
+    for (number, after), (_, earlier) in zip(_lookup(later, changed), _lookup(base, changed), strict=True):
+        yield number, after, earlier
 
 
 def _lookup(tree: Tree, numbers: Mapping[int, int | None]) -> Iterator[tuple[int, _Found]]:
@@ -132,16 +147,29 @@ def _add_entries(number: int, size: int, known: int, now: "_Places", before: "_P
     earlier = before.directory_size(number)
     if earlier is None or (size > _SHORT_DIRECTORY and earlier + known == size):
         return
-    ours, theirs = dict(now.tree.entries(number)), dict(before.tree.entries(number))
-    if any(key.kind == ROOT_ITEM for key in ours.values()):
+    ours, theirs = set(now.tree.entries(number)), set(before.tree.entries(number))
+    if any(entry.subvolume for entry in ours):
         raise Undecidable("there is a subvolume in it")
-    for name, key in ours.items():
-        if theirs.pop(name, None) != key:
-            now.add(number, name)
-            before.add(number, name)
-    for name in theirs:
-        now.add(number, name)
-        before.add(number, name)
+    for entry in ours ^ theirs:
+        now.add(number, entry.name)
+        before.add(number, entry.name)
+
+
+def _add_links_below(directory: int, now: "_Places", before: "_Places") -> None:
+    """Take in all names of the files with several of them below a directory that moved, and their names with it."""
+    pending = [directory]
+    while pending:
+        files: dict[int, int | None] = {}
+        for entry in now.tree.entries(pending.pop()):
+            if entry.directory:
+                pending.append(entry.number)
+            else:
+                files[entry.number] = None
+        linked = {number: None for number, found in _lookup(now.tree, dict(sorted(files.items()))) if found.is_linked}
+        for places in (now, before):
+            for _, found in _lookup(places.tree, linked):
+                for above, name in found.names:
+                    places.add(above, name)
 
 
 class _Places:

@@ -37,6 +37,7 @@ _EXTREF = struct.Struct("<QQH")  # struct btrfs_inode_extref
 _DIR = struct.Struct("<QBQQHHB")  # struct btrfs_dir_item
 _ROOT_REF = struct.Struct("<QQH")  # struct btrfs_root_ref
 _EXTENT = struct.Struct("<QQBBHBQQ")  # struct btrfs_file_extent_item up to disk_num_bytes
+_FT_DIR = 2  # BTRFS_FT_DIR
 _INLINE_AT = 21  # disk_bytenr in struct btrfs_file_extent_item, where inline data begins
 _INLINE = 0  # BTRFS_FILE_EXTENT_INLINE
 
@@ -58,6 +59,15 @@ class Item(NamedTuple):
     buffer: bytearray
     at: int
     length: int
+
+
+class Entry(NamedTuple):
+    """One entry of a directory: a name, and the number of an inode, or of the subvolume whose root it is."""
+
+    name: bytes
+    number: int
+    subvolume: bool
+    directory: bool
 
 
 @attrs.frozen
@@ -148,12 +158,12 @@ class Tree:
             if item.kind == EXTENT_DATA:
                 yield extent(item)
 
-    def entries(self, directory: int) -> Iterator[tuple[bytes, Key]]:
-        """The names in a directory, each with the key of what it names (an inode, or a subvolume's root)."""
+    def entries(self, directory: int) -> Iterator[Entry]:
+        """The entries of a directory, in the order in which they were made."""
         for item in self.items(Key(directory, DIR_INDEX, 0), Key(directory, DIR_INDEX, ANY)):
-            number, kind, offset, _, _, length, _ = _DIR.unpack_from(item.buffer, item.at)
+            number, kind, _, _, _, length, file_type = _DIR.unpack_from(item.buffer, item.at)
             start = item.at + _DIR.size
-            yield bytes(item.buffer[start : start + length]), Key(number, kind, offset)
+            yield Entry(bytes(item.buffer[start : start + length]), number, kind == ROOT_ITEM, file_type == _FT_DIR)
 
     def subvolumes(self, of: int) -> Iterator[tuple[int, int, bytes]]:
         """The subvolumes directly below one: number, inode number of the directory, name."""
