@@ -201,14 +201,17 @@ def open_target(target: Path) -> int:
 
 
 def attach(mount_fd: int, directory: int, target: Path) -> None:
-    """Move a detached mount onto an open directory; it is private, so it propagates to no other namespace.
+    """Move a detached mount onto an open directory; what is mounted in it later propagates to no other namespace.
+
+    Where the mount of the directory is shared, its peers get the mount too, and lose it with ours
+    (mount_namespaces(7)); it becomes shared itself by the move, so it is made private after it.
 
     Raises:
         MountError: the directory, which the message calls `target`, cannot be mounted on.
     """
     try:
-        sys.mount_setattr(mount_fd, propagation=sys.MS_PRIVATE)
         sys.move_mount(mount_fd, directory)
+        sys.mount_setattr(mount_fd, propagation=sys.MS_PRIVATE)
     except OSError as error:
         raise MountError(f"cannot mount on {target}: {os.strerror(error.errno or 0)}") from error
 
