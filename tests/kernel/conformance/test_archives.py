@@ -13,7 +13,7 @@ import pytest
 from tests.kernel.conformance.layers import Everything, exported, fill, look, names_in, text, told
 from tests.kernel.layer.trees import content
 from thinpool import Kind, Store
-from thinpool.errors import ArchiveError, UnsafeArchive
+from thinpool.errors import ArchiveError
 from thinpool.store import Compression
 
 pytestmark = pytest.mark.kernel(device_mapper=False)
@@ -168,7 +168,7 @@ def test_an_archive_that_leads_out_is_refused_or_contained(layers: Store, scratc
     out.seek(0)
     try:
         layers.import_layer("hostile", out, parent="base")
-    except UnsafeArchive:
+    except ArchiveError:
         assert "hostile" not in names_in(layers)
     assert os.listdir(scratch) == ["outside"]
     assert (scratch / "outside").read_text() == "canary"
@@ -182,7 +182,7 @@ def test_a_reader_that_fails_leaves_nothing(layers: Store) -> None:
             return super().read(min(size or 4096, 4096))
 
     before = Everything.of(layers)
-    with pytest.raises(ConnectionResetError):
+    with pytest.raises(ArchiveError, match="cannot be read"):
         layers.import_layer("new", Broken(exported(layers, "base")))
     assert Everything.of(layers) == before
 
@@ -195,6 +195,6 @@ def test_a_writer_that_fails_leaves_the_store_as_it_was(layers: Store) -> None:
     failing: IO[bytes] = open(os.devnull, "rb")  # noqa: SIM115 - closed below, and cannot be written
     with failing, layers.mount("work") as root:
         (root / "f").touch()
-        with pytest.raises(OSError, match="not writable"):
+        with pytest.raises(io.UnsupportedOperation):
             layers.export_layer("work", failing)
     assert Everything.of(layers) == before

@@ -112,7 +112,9 @@ def test_files_without_a_name(root: Path) -> None:
         raise
     try:
         os.write(fd, b"named at last")
-        os.link(f"/proc/self/fd/{fd}", root / "named", follow_symlinks=True)
+        directory = os.open("/proc/self/fd", os.O_RDONLY)
+        os.link(f"{fd}", root / "named", src_dir_fd=directory)
+        os.close(directory)
         assert (root / "named").read_bytes() == b"named at last"
     finally:
         os.close(fd)

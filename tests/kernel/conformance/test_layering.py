@@ -19,7 +19,7 @@ from thinpool import Store
 pytestmark = pytest.mark.kernel(device_mapper=False)
 
 DEPTH = 1000
-DEEP_NAME = "n" * 20
+DEEP_NAME = "n" * 5
 
 
 @attrs.frozen

@@ -242,11 +242,11 @@ def test_what_is_written_is_there_when_it_is_mounted_again(layers: Store) -> Non
     assert set(look(layers, "base")) == {b"/", b"/f"}
 
 
-def test_a_mount_does_not_spread_to_other_namespaces(layers: Store, target: Path) -> None:
-    """Made private, so that nobody else holds it when it is unmounted here."""
+def test_no_other_namespace_keeps_a_mount(layers: Store, target: Path) -> None:
+    """Where it was taken along to another namespace, because the directory's mount is shared, it goes with ours."""
     subprocess.run(["mount", "--make-rshared", "/"], check=True)
     other = subprocess.Popen(
-        ["unshare", "--mount", "--propagation", "slave", "sh", "-c", "echo ready; read line; cat /proc/self/mountinfo"],
+        ["unshare", "--mount", "--propagation", "slave", "sh", "-c", "echo ready; read line"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert other.stdout is not None
@@ -257,7 +257,7 @@ def test_a_mount_does_not_spread_to_other_namespaces(layers: Store, target: Path
                 ["findmnt", "-no", "PROPAGATION", target], capture_output=True, text=True, check=True
             )
             assert inside.stdout.strip() == "private"
+        layers.remove("work")
     finally:
         other.communicate("go\n")
         subprocess.run(["mount", "--make-rprivate", "/"], check=True)
-    layers.remove("work")
