@@ -211,7 +211,7 @@ def attach(mount_fd: int, directory: int, target: Path) -> None:
     """
     try:
         sys.move_mount(mount_fd, directory)
-        sys.mount_setattr(mount_fd, propagation=sys.MS_PRIVATE)
+        sys.mount_setattr(mount_fd, propagation=sys.MS_PRIVATE, recursive=True)
     except OSError as error:
         raise MountError(f"cannot mount on {target}: {os.strerror(error.errno or 0)}") from error
 
