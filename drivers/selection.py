@@ -22,7 +22,6 @@ GROUP = "thinpool.drivers"
 
 _PLANNED = {
     "aufs": "this version of thinpool brings no aufs driver yet",
-    "overlay": "this version of thinpool brings no overlay driver yet",
 }
 _OWN = (*AUTOMATIC, "overlay")
 

@@ -1,10 +1,11 @@
 """Locks that die with their holder: open-file-description locks on single bytes of one file.
 
 Byte 0 is the store's writer lock; its content is a mark that says whether a writer is (or was, when it died) at work.
-Byte `LAYER_BASE + handle` is the lock of one layer, byte `USE_BASE + handle` is held, shared, by whoever looks into a
-layer that is mounted nowhere: of such a mount no table tells. Threads exclude each other as processes do, because every
-acquisition opens the file anew (fcntl_locking(2), "Open file description locks"). Nothing has to be cleaned up after
-a crash: the kernel drops the locks of a dead process, and the mark is only ever looked at under the writer lock.
+Byte `LAYER_BASE + handle` is the lock of one layer. Byte `USE_BASE + handle` is shared by all who have the layer open
+where no mount table shows it: as a detached mount, for a look inside or on its way to the place where it is mounted.
+Threads exclude each other as processes do, because every acquisition opens the file anew (fcntl_locking(2), "Open file
+description locks"). Nothing has to be cleaned up after a crash: the kernel drops the locks of a dead process, and the
+mark is only ever looked at under the writer lock.
 
 Order, so that nobody waits in a circle: the writer lock before a layer's, and at most one layer's lock at a time.
 """

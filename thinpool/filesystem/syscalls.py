@@ -50,6 +50,8 @@ CLONE_NEWNS = 0x00020000
 CLONE_NEWPID = 0x20000000
 
 _PR_SET_PDEATHSIG = 1
+_CAPABILITY_VERSION = 0x20080522  # _LINUX_CAPABILITY_VERSION_3, include/uapi/linux/capability.h
+_CAP_SYS_RESOURCE = 24
 _STATX_SIZE = 256
 _STATX_ATTR_MOUNT_ROOT = 0x2000
 
@@ -134,6 +136,16 @@ def unshare(flags: int) -> None:
 def setns(fd: int, flags: int) -> None:
     """setns(2): enter a namespace that a file descriptor is open on."""
     _checked("setns", _libc.setns(fd, flags))
+
+
+def drop_resource_capability() -> None:
+    """capset(2): do without CAP_SYS_RESOURCE in this thread, which is what lets root go beyond quotas."""
+    header = struct.pack("=Ii", _CAPABILITY_VERSION, 0)
+    data = ctypes.create_string_buffer(24)
+    _checked("capget", _libc.capget(header, data))
+    words = list(struct.unpack("=6I", data.raw))
+    words[0] &= ~(1 << _CAP_SYS_RESOURCE)
+    _checked("capset", _libc.capset(header, struct.pack("=6I", *words)))
 
 
 def die_with_parent() -> None:
