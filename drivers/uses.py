@@ -95,7 +95,7 @@ class Uses:
 def _with(fd: int, attributes: int) -> int:
     atime = sys.MOUNT_ATTR_NOATIME
     try:
-        clear = _FLAGS & ~attributes | sys.MOUNT_ATTR_ATIME_MASK
+        clear = _FLAGS & ~attributes | sys.MOUNT_ATTR__ATIME
         sys.mount_setattr(fd, set_attributes=attributes | atime, clear_attributes=clear)
     except OSError as error:
         os.close(fd)
