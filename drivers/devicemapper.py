@@ -18,6 +18,7 @@ import attrs
 from thinpool.dm import Control
 from thinpool.dm.device import device_path
 from thinpool.drivers.base import INTENT, Context, DriverStatus, HandleTaken, Storage
+from thinpool.drivers.naming import store_prefix
 from thinpool.drivers.thinbase import Base
 from thinpool.errors import (
     ConfigError,
@@ -47,16 +48,6 @@ _FOREIGN_FIRST = 1 << 22
 _FOREIGN_LAST = 15 << 20
 
 T = TypeVar("T")
-
-
-def prefix(root: Path) -> str:
-    """The prefix of all device names of a store: from its root's device and inode, so no two stores share it.
-
-    It is the same for as long as the root's file system stays mounted, which the store's own loop devices see to; the
-    kernel's devices do not outlive that either.
-    """
-    found = os.stat(root)
-    return f"thinpool-{found.st_dev:x}-{found.st_ino:x}"
 
 
 class DevicemapperType:
@@ -159,7 +150,7 @@ class Devicemapper:
         self._file_system: FileSystem = file_system(options.fs)
         self._control = Control()
         self._pool = ThinPool(
-            self._control, context.directory, prefix(context.root), options, identity, remember=self._remember
+            self._control, context.directory, store_prefix(context.root), options, identity, remember=self._remember
         )
         self._thins = self._pool.thins
         self._base = Base(context.records, self._pool, self._file_system)

@@ -8,6 +8,7 @@ up in the common layer; the names of a file that has several are found by going 
 that they are all in, by the inode numbers that reading a directory gives. Nothing else costs more than what changed.
 """
 
+import errno
 import os
 import stat
 from collections.abc import Iterable, Iterator
@@ -135,7 +136,7 @@ class _Survey:
             except (FileNotFoundError, NotADirectoryError):
                 pass
             except OSError as error:
-                if error.errno != 40:  # ELOOP: a symbolic link, which is not followed
+                if error.errno != errno.ELOOP:  # a symbolic link, which is not followed
                     raise
             else:
                 return

@@ -34,7 +34,7 @@ from thinpool.drivers.unionoptions import UnionOptions
 from thinpool.errors import LayerInUse, MountError
 from thinpool.filesystem import syscalls as sys
 from thinpool.filesystem.mounts import mount_table
-from thinpool.filesystem.threads import apart
+from thinpool.filesystem.threads import apart, own_mounts
 from thinpool.layer import removal
 from thinpool.nodes import load_module
 
@@ -128,6 +128,7 @@ def _in_context(directory: Path, options: Sequence[str], stack: Stack) -> int:
     """A detached mount with these options, by fsconfig(2)."""
 
     def work() -> int:
+        sys.unshare(sys.CLONE_FS)
         with _inside(directory, limited=stack.limited):
             context = sys.fsopen(_NAME)
             try:
@@ -143,7 +144,7 @@ def _in_context(directory: Path, options: Sequence[str], stack: Stack) -> int:
             finally:
                 os.close(context)
 
-    return apart(work)
+    return apart(work, undo=os.close)
 
 
 def _by_page(directory: Path, options: str, stack: Stack) -> int:
@@ -153,35 +154,28 @@ def _by_page(directory: Path, options: str, stack: Stack) -> int:
     target = f"../{WORK}"
 
     def work() -> int:
-        with _inside(directory, limited=stack.limited, namespace=True):
+        with own_mounts(), _inside(directory, limited=stack.limited):
             sys.mount(stack.source, target, _NAME, sys.MS_NOATIME, options)
             return sys.open_tree(sys.AT_FDCWD, target, clone=True)
 
-    return apart(work)
+    return apart(work, undo=os.close)
 
 
 @contextmanager
-def _inside(directory: Path, *, limited: bool = False, namespace: bool = False) -> Iterator[None]:
-    """Give this thread a working directory of its own, which is that of the layers' contents.
+def _inside(directory: Path, *, limited: bool) -> Iterator[None]:
+    """Work where the layers' contents are, in a thread with a working directory of its own.
 
     Args:
         directory: the driver's.
         limited: do without the capability that would let this thread, and so its mount, go beyond a quota (ext4).
-        namespace: give it a mount namespace too.
     """
-    sys.unshare(sys.CLONE_FS | (sys.CLONE_NEWNS if namespace else 0))
     try:
-        if namespace:
-            sys.mount("none", "/", None, sys.MS_REC | sys.MS_PRIVATE)
         os.chdir(directory / CONTENTS)
         if limited:
             sys.drop_resource_capability()
         yield
     finally:
-        # not by the end of the thread, which comes after somebody who waits for it goes on
         os.chdir("/")
-        if namespace:
-            sys.umount("/", sys.MNT_DETACH)
 
 
 def _takes_them_singly() -> bool:

@@ -20,9 +20,10 @@ from thinpool.drivers import differing
 from thinpool.drivers.base import Context, DriverStatus, Storage, Unsure
 from thinpool.drivers.branches import Branches, Opened, Space, name_of
 from thinpool.drivers.marks import Marks
+from thinpool.drivers.naming import store_prefix
 from thinpool.drivers.quota import Quota
 from thinpool.drivers.unionoptions import UnionOptions
-from thinpool.drivers.uses import Uses, prefix
+from thinpool.drivers.uses import Uses
 from thinpool.errors import LayerInUse, MountError, PoolFull
 from thinpool.filesystem import syscalls as sys
 from thinpool.filesystem.mounts import MountEntry
@@ -89,7 +90,7 @@ class StackDriver:
         self._options = options
         self._directory = context.directory
         self._branches = Branches(context.directory, union.marks, union.most)
-        self._uses = Uses(prefix(context.root), union.name)
+        self._uses = Uses(store_prefix(context.root), union.name)
         self._quota = Quota(self._branches.contents)
 
     @property

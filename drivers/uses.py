@@ -1,7 +1,6 @@
 """Where a store's directories are mounted, in every mount namespace, told by the source that the mounter named."""
 
 import errno
-import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import suppress
@@ -16,16 +15,6 @@ from thinpool.filesystem.threads import apart
 
 _SELF = "self"
 _FLAGS = sys.MOUNT_ATTR_RDONLY | sys.MOUNT_ATTR_NOSUID | sys.MOUNT_ATTR_NODEV | sys.MOUNT_ATTR_NOEXEC
-
-
-def prefix(root: Path) -> str:
-    """What all mounts of a store have in common: from its root's device and inode, so no two stores share it.
-
-    It is the same for as long as the root's file system stays mounted, which its mounts see to.
-    """
-    found = os.stat(root)
-    text = f"{os.major(found.st_dev)}:{os.minor(found.st_dev)}:{found.st_ino}"
-    return f"thinpool-{hashlib.blake2b(text.encode(), digest_size=6).hexdigest()}"
 
 
 @attrs.frozen

@@ -15,7 +15,7 @@ import attrs
 
 from thinpool.errors import MountError
 from thinpool.filesystem import mounts, syscalls
-from thinpool.filesystem.namespaces import mounted_apart
+from thinpool.filesystem.threads import apart, own_mounts
 from thinpool.layer.openat2 import Resolver
 from thinpool.model import Volume
 
@@ -42,7 +42,7 @@ def assemble(layer: int, place: Path, volumes: Sequence[Volume]) -> int:
     """
 
     def build() -> int:
-        with ExitStack() as held:
+        with own_mounts(), ExitStack() as held:
             directory = _opened(held, os.open(place, _PLACE | os.O_DIRECTORY))
             syscalls.move_mount(layer, directory)
             root = _opened(held, os.open(place, _PLACE | os.O_DIRECTORY))
@@ -53,10 +53,10 @@ def assemble(layer: int, place: Path, volumes: Sequence[Volume]) -> int:
                         target = _opened(held, targets.find(volume, directory=stat.S_ISDIR(os.fstat(source).st_mode)))
                         _move(source, target, volume)
                     return syscalls.open_tree(root, "", clone=True, recursive=True)
-                finally:  # now, and not when the thread is gone at last
+                finally:  # or the targets that were made could not be taken away again
                     syscalls.umount(str(place), syscalls.MNT_DETACH)
 
-    return mounted_apart(build)
+    return apart(build, undo=os.close)
 
 
 def _opened(held: ExitStack, fd: int) -> int:
