@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from thinpool.errors import ThinPoolError
+from thinpool.errors import PoolFull, ThinPoolError
 
 LAYER_BASE = 1 << 12
 USE_BASE = 1 << 25  # beyond the locks of all layers: handles are below 1 << 24
@@ -127,11 +127,19 @@ class WriterMark:
     def begin(self) -> None:
         """Say that storage and records may disagree from here on."""
         self.begun = True
-        os.pwrite(self._fd, _AT_WORK, 0)
+        self._write(_AT_WORK)
 
     def end(self) -> None:
         """Say that storage and records agree."""
-        os.pwrite(self._fd, _AT_REST, 0)
+        self._write(_AT_REST)
+
+    def _write(self, mark: bytes) -> None:
+        try:
+            os.pwrite(self._fd, mark, 0)
+        except OSError as error:
+            if error.errno in {errno.ENOSPC, errno.EDQUOT}:  # a copy-on-write file system needs room even for this
+                raise PoolFull("no space left for the store's own files", hint="free space below its root") from error
+            raise
 
 
 def _lock(fd: int, byte: int, *, wait: bool) -> bool:

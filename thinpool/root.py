@@ -85,10 +85,10 @@ class Root:
                 directory.rmdir()
 
     def _database_logs(self) -> list[Path]:
-        return [self.path / f"{_DATABASE}{suffix}" for suffix in ("-wal", "-shm")]
+        return [self.path / f"{_DATABASE}{suffix}" for suffix in ("-wal", "-shm", "-journal")]
 
     def _own_names(self, drivers: frozenset[str]) -> set[str]:
-        return {_DATABASE, f"{_DATABASE}-wal", f"{_DATABASE}-shm", _LOCK, _MOUNTS, *drivers}
+        return {_DATABASE, f"{_DATABASE}-wal", f"{_DATABASE}-shm", f"{_DATABASE}-journal", _LOCK, _MOUNTS, *drivers}
 
 
 def resolve(path: str | os.PathLike[str]) -> Root:

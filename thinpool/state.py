@@ -1,6 +1,8 @@
 """The durable records of a store: SQLite, one row a layer, in one file that survives crashes.
 
-Write-ahead log with `synchronous=FULL`: a change is durable when its method returns, at the price of one fsync. The
+Write-ahead log with `synchronous=FULL`: a change is durable when its method returns, at the price of one fsync. On
+btrfs it is a rollback journal, and two fsyncs more: the log's index is a mapped file, and a process that writes to one
+on a full copy-on-write file system is killed (SIGBUS), where a journal that finds no room is an error. The
 store's writer lock is held around every method that changes something, so writers never meet here; readers see the
 last durable state and wait for nobody.
 
@@ -21,6 +23,7 @@ from typing import Any, Literal
 
 import attrs
 
+from thinpool.btrfs.ioctl import is_btrfs
 from thinpool.errors import LayerExists, PoolFull, StateError, ThinPoolError
 from thinpool.model import Kind, Layer, Volume
 
@@ -113,6 +116,14 @@ class LayerRecord:
         )
 
 
+def _is_on_btrfs(path: Path) -> bool:
+    fd = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return is_btrfs(fd)
+    finally:
+        os.close(fd)
+
+
 def _moment(nanoseconds: int) -> datetime:
     seconds, rest = divmod(nanoseconds, 1_000_000_000)
     return datetime.fromtimestamp(seconds, UTC).replace(microsecond=rest // 1000)
@@ -150,7 +161,7 @@ class State:
             )
             try:
                 self._check_version(database)
-                database.execute("PRAGMA journal_mode = WAL")
+                database.execute(f"PRAGMA journal_mode = {'PERSIST' if _is_on_btrfs(self._path) else 'WAL'}")
                 database.execute("PRAGMA synchronous = FULL")
                 database.execute("PRAGMA foreign_keys = ON")
             except BaseException:
