@@ -8,6 +8,7 @@ detached mount of a layer, and releases or deletes none of those.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -20,7 +21,7 @@ from thinpool.pool.health import PoolStatus
 
 __all__ = [
     "INTENT", "BlockDevices", "Context", "Driver", "DriverStatus", "DriverType", "Growable", "HandleTaken",
-    "Looking", "PoolStatus", "Records", "Sealing", "Storage", "Tracking", "Unsure",
+    "Looking", "PoolStatus", "Records", "Reserving", "Sealing", "Storage", "Tracking", "Unsure",
 ]  # fmt: skip
 
 INTENT = "intent"
@@ -184,6 +185,14 @@ class Growable(Protocol):
 
     def grow(self, *, data: int | None = None, metadata: int | None = None) -> None:
         """Extend to new total sizes in bytes; nothing happens where that is the size already."""
+
+
+@runtime_checkable
+class Reserving(Protocol):
+    """A driver whose layers share the space of the records, and need some of it even to be removed."""
+
+    def room_to_remove(self) -> AbstractContextManager[None]:
+        """Give up, for the time of a block, a reserve that is kept for when there is no room."""
 
 
 @runtime_checkable

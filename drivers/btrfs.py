@@ -24,16 +24,18 @@ from thinpool.btrfs.options import BtrfsOptions
 from thinpool.btrfs.probe import reason_against
 from thinpool.btrfs.tree import Tree
 from thinpool.drivers.base import Context, DriverStatus, Records, Storage, Unsure
-from thinpool.errors import ConfigError, LayerInUse, PoolFailed, PoolFull, TreeError
+from thinpool.errors import ConfigError, LayerInUse, MountError, PoolFailed, PoolFull, TreeError
 from thinpool.filesystem import mounts, syscalls
 from thinpool.filesystem.mounts import MountEntry
 from thinpool.layer.scope import Scope
 from thinpool.model import Usage
-from thinpool.units import human_size
+from thinpool.units import MIB, human_size
 
 _BOOT = "btrfs-boot"
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 _PASSING = "passing"
+_RESERVE = "reserve"
+_RESERVE_BYTES = 2 * MIB
 _ACL_DEFAULT = "system.posix_acl_default"
 _ROOT_MODE = 0o755
 _DELETED = "//deleted"  # what the kernel puts behind the path of a removed directory
@@ -65,6 +67,8 @@ class BtrfsType:
                 os.removexattr(context.directory, _ACL_DEFAULT)
             driver = Btrfs(context.directory, context.records, options)
             undo.callback(driver.close)
+            driver.take_reserve()
+            undo.callback(driver.drop_reserve)
             driver.settle()
             undo.pop_all()
         return driver
@@ -95,8 +99,10 @@ class Btrfs:
             raise
 
     def close(self) -> None:
-        """Let go of the directory."""
-        os.close(self._fd)
+        """Let go of the directory; once more is no error."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
 
     @property
     def options(self) -> Mapping[str, str]:
@@ -106,6 +112,30 @@ class Btrfs:
     def settle(self) -> None:
         """Make durable what was made."""
         ioctl.commit(self._fd)
+
+    def take_reserve(self) -> None:
+        """Keep some space, so that layers can be removed when there is none; nothing happens where there is none."""
+        fd = os.open(_RESERVE, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=self._fd)
+        try:
+            if os.fstat(fd).st_size < _RESERVE_BYTES:
+                with suppress(OSError):
+                    os.posix_fallocate(fd, 0, _RESERVE_BYTES)
+        finally:
+            os.close(fd)
+
+    def drop_reserve(self) -> None:
+        """Give the space back; it is free when this returns."""
+        with suppress(FileNotFoundError):
+            os.unlink(_RESERVE, dir_fd=self._fd)
+            ioctl.commit(self._fd)
+
+    @contextmanager
+    def room_to_remove(self) -> Iterator[None]:
+        """Give up the reserve where less than it is free; the next layer that is begun takes it again."""
+        if self._free() < _RESERVE_BYTES:
+            with _explained("make room"):
+                self.drop_reserve()
+        yield
 
     def up(self) -> bool:
         """True at the first use after a boot, where deletions may have been undone by a power cut."""
@@ -161,26 +191,30 @@ class Btrfs:
 
     def delete(self, handle: int) -> bool:
         """Destroy a subvolume, and first those that somebody made in it."""
-        try:
-            fd = os.open(str(handle), _OPEN, dir_fd=self._fd)
-        except FileNotFoundError:
+        if not self._exists(handle):
             return False
-        try:
-            self._require_subvolume(fd, handle)
+        with self._opened(handle) as fd:
             entry = self._user(handle)
             if entry is not None:
                 raise LayerInUse(f"the layer is mounted on {entry.target}")
-            nests.destroy_below(fd)
-        finally:
-            os.close(fd)
-        ioctl.destroy_subvolume(self._fd, str(handle))
+            with _explained("delete a subvolume"):
+                nests.destroy_below(fd)
+                ioctl.destroy_subvolume(self._fd, str(handle))
         return True
 
     def attach(self, storage: Storage, *, read_only: bool) -> int:
-        """Clone the mount that the store is on, at the subvolume, and allow in it what a layer may need."""
+        """Clone the mount that the store is on, at the subvolume, and allow in it what a layer may need.
+
+        The kernel clones mounts of its caller's mount namespace only, so the mount is looked up anew: the process may
+        have left the namespace in which it opened the store.
+        """
         with self._opened(storage.handle) as fd:
-            said = str(self._directory / str(storage.handle))
-            return mounts.clone(fd, read_only=read_only or storage.immutable, said=said)
+            path = self._directory / str(storage.handle)
+            here = _open_again(path, fd)
+            try:
+                return mounts.clone(here, read_only=read_only or storage.immutable, said=str(path))
+            finally:
+                os.close(here)
 
     def release(self, handle: int) -> bool:
         """Whether no mount namespace has the layer mounted."""
@@ -256,18 +290,23 @@ class Btrfs:
         scope = Scope()
         alone = common.handle in {older.handle, newer.handle}
         with self._opened(common.handle) as base:
-            since = ioctl.subvolume_info(base).changed
+            info = ioctl.subvolume_info(base)
+            since = info.changed
             for side in (older, newer):
                 if side.handle == common.handle:
                     continue
+                if not info.read_only or self._made_in(side.handle) < since:
+                    raise Unsure("the layer that both descend from was changed after it was committed")
                 with self._still(side) as fd:
-                    if ioctl.subvolume_info(fd).made < since:
-                        raise Unsure("the layer that both descend from was changed after it was committed")
                     try:
                         add_differences(scope, Tree(base), Tree(fd), since, alone=alone)
                     except Undecidable as reason:
                         raise Unsure(str(reason)) from reason
         return scope
+
+    def _made_in(self, handle: int) -> int:
+        with self._opened(handle) as fd:
+            return ioctl.subvolume_info(fd).made
 
     @contextmanager
     def _still(self, storage: Storage) -> Iterator[int]:
@@ -288,7 +327,7 @@ class Btrfs:
         place = os.open(_PASSING, _OPEN, dir_fd=self._fd)
         try:
             fcntl.flock(place, fcntl.LOCK_SH)
-            with _explained("a snapshot"):
+            with _explained("make a snapshot"):
                 ioctl.create_snapshot(place, name, source, read_only=True)
             try:
                 fd = os.open(name, _OPEN, dir_fd=place)
@@ -342,6 +381,7 @@ class Btrfs:
         return room.f_bavail * room.f_frsize
 
     def _require_room(self) -> None:
+        self.take_reserve()
         if self._options.min_space and (free := self._free()) < self._options.min_space:
             raise PoolFull(
                 f"{human_size(free)} are free at {self._directory}, less than "
@@ -383,7 +423,7 @@ class Btrfs:
         """The name under which to make a subvolume; what was half made under it before is gone."""
         if self._exists(handle):
             self.delete(handle)
-        with _explained("a subvolume"):
+        with _explained("make a subvolume"):
             yield str(handle)
 
     def _set_mode(self, handle: int) -> None:
@@ -410,6 +450,18 @@ def _open_directory(directory: Path) -> int:
     raise PoolFailed(f"{directory} is not on btrfs any more", hint="is the file system mounted?")
 
 
+def _open_again(path: Path, fd: int) -> int:
+    """An open directory by its path; raises MountError where that leads to another one."""
+    try:
+        found = os.open(path, _OPEN)
+    except OSError as error:
+        raise MountError(f"cannot mount {path}: {error.strerror}") from error
+    if os.path.sameopenfile(found, fd):
+        return found
+    os.close(found)
+    raise MountError(f"cannot mount {path}: something else is mounted over it")
+
+
 def _whereabouts(fd: int, directory: Path) -> tuple[tuple[int, int], str]:
     """The file system's device in mount tables, and the directory's path in it, with a slash at the end."""
     entry = mounts.mount_of(fd)
@@ -427,6 +479,6 @@ def _explained(what: str) -> Iterator[None]:
     except OSError as error:
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
             raise PoolFull(
-                f"no space left for {what} on the file system", hint="free space, or remove layers"
+                f"no space left on the file system to {what}", hint="free space, or remove layers"
             ) from error
-        raise PoolFailed(f"{what} cannot be made: {error.strerror} ({error.filename})") from error
+        raise PoolFailed(f"cannot {what}: {error.strerror} ({error.filename})") from error

@@ -84,7 +84,12 @@ def remove(session: Session, name: str) -> None:
     Steps: one durable record that gives the name free and marks the storage; the storage deleted; the record dropped,
     which needs no durability of its own.
     """
-    session.ready()
+    with session.room_to_remove():
+        session.ready()
+        _remove(session, name)
+
+
+def _remove(session: Session, name: str) -> None:
     with session.writer() as mark:
         with session.state.transaction():
             record = session.record(name)

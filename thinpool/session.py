@@ -8,11 +8,11 @@ recovering after a crash are one mechanism.
 
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 
 from thinpool import recovery
-from thinpool.drivers.base import INTENT, Driver, HandleTaken, Storage
-from thinpool.errors import LayerExists, LayerInUse, LayerNotFound, PoolFailed, WrongKind
+from thinpool.drivers.base import INTENT, Driver, HandleTaken, Reserving, Storage
+from thinpool.errors import LayerExists, LayerInUse, LayerNotFound, PoolFailed, PoolFull, WrongKind
 from thinpool.locks import LockFile, WriterMark
 from thinpool.model import Kind, check_name
 from thinpool.root import Root
@@ -76,7 +76,7 @@ class Session:
                 yield mark
             except BaseException:
                 if mark.begun:
-                    with suppress(PoolFailed):  # the mark stays, and the first error is the one to tell
+                    with suppress(PoolFailed, PoolFull):  # the mark stays, and the first error is the one to tell
                         recovery.mend(self.state, self.driver, self.locks)
                         mark.end()
                 raise
@@ -162,6 +162,10 @@ class Session:
         return LayerRecord(handle, name, above, above_name, kind, phase, now, now, size, dict(labels or {}))
 
     # -- storage that goes
+
+    def room_to_remove(self) -> AbstractContextManager[None]:
+        """Room for the records of a removal, where all that is stored together with them is full."""
+        return self.driver.room_to_remove() if isinstance(self.driver, Reserving) else nullcontext()
 
     def refuse_children(self, record: LayerRecord) -> None:
         """Raise LayerInUse, with their names, where a layer has children."""

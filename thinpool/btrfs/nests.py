@@ -11,7 +11,7 @@ import struct
 from os import fsdecode
 
 from thinpool.btrfs import ioctl
-from thinpool.btrfs.tree import Tree
+from thinpool.btrfs.tree import INODE_ITEM, Key, Tree, inode
 
 _FILE_HANDLE = struct.Struct("=LlQQL")  # struct file_handle with a struct btrfs_fid (fs/btrfs/export.h) up to gen
 _FID_SIZE = 20
@@ -46,7 +46,10 @@ def destroy_below(fd: int) -> None:
 
 def _make_writable(fd: int, number: int) -> None:
     """Clear the read-only flag of a subvolume that is to be deleted."""
-    handle = _FILE_HANDLE.pack(_FID_SIZE, _FILEID_BTRFS_WITHOUT_PARENT, ioctl.FIRST_INODE, number, 0)
+    key = Key(ioctl.FIRST_INODE, INODE_ITEM, 0)
+    root = next(Tree(fd).items(key, key, tree=number))
+    generation = inode(root).generation & 0xFFFFFFFF
+    handle = _FILE_HANDLE.pack(_FID_SIZE, _FILEID_BTRFS_WITHOUT_PARENT, ioctl.FIRST_INODE, number, generation)
     opened = _libc.open_by_handle_at(fd, handle, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     if opened < 0:
         code = ctypes.get_errno()

@@ -75,6 +75,7 @@ class Inode:
     """What of an inode's item matters here.
 
     Attributes:
+        generation: the transaction that made it.
         changed: the transaction that last wrote it.
         size: st_size; of a directory, twice the bytes of the names in it.
         occupied: bytes of data that it has, as st_blocks counts them.
@@ -82,6 +83,7 @@ class Inode:
         directory: whether it is one.
     """
 
+    generation: int
     changed: int
     size: int
     occupied: int
@@ -185,8 +187,8 @@ def _after(key: Key) -> Key | None:
 
 def inode(item: Item) -> Inode:
     """An INODE_ITEM as a value."""
-    _, changed, size, occupied, _, links, _, _, mode = _INODE.unpack_from(item.buffer, item.at)
-    return Inode(changed, size, occupied, links, (mode & 0o170000) == 0o040000)
+    generation, changed, size, occupied, _, links, _, _, mode = _INODE.unpack_from(item.buffer, item.at)
+    return Inode(generation, changed, size, occupied, links, (mode & 0o170000) == 0o040000)
 
 
 def names(item: Item) -> Iterator[tuple[int, bytes]]:
