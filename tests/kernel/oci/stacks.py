@@ -2,7 +2,7 @@
 
 import contextlib
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tests.kernel.layer.trees import Mutator, Step, content, survey
@@ -23,7 +23,7 @@ def plain(store: Store, *files: str, prefix: str = "") -> list[str]:
     return names
 
 
-def mutated(store: Store, stack: Sequence[Sequence[Step]], prefix: str) -> list[str]:
+def mutated(store: Store, stack: Iterable[Sequence[Step]], prefix: str) -> list[str]:
     """Make a stack of random layers, each what steps make of the one below."""
     names: list[str] = []
     for number, steps in enumerate(stack):

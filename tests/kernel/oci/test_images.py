@@ -59,6 +59,7 @@ CHAIN_ID = "thinpool.oci/chain-id"
 def test_random_stacks_come_back_as_they_were(
     store: Store, scratch: Path, first: list[Step], others: list[list[Step]], compress: Any, data: st.DataObject
 ) -> None:
+    remove_all(store)
     stack = mutated(store, [first, *others], "layer-")
     folder = scratch / f"layout-{data.draw(st.uuids())}"
     result = store.export_image(stack[-1], folder, compress=compress)
@@ -70,7 +71,6 @@ def test_random_stacks_come_back_as_they_were(
         assert tree(store, old) == tree(store, new)
     again = store.export_image("back", scratch / f"{folder}-again", compress=compress)
     assert [layer.digest for layer in again.layers] == [layer.digest for layer in result.layers]
-    remove_all(store)
 
 
 def test_two_exports_are_the_same_bytes(store: Store, scratch: Path) -> None:

@@ -3,7 +3,7 @@
 import json
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.kernel.layer.images import Images, run
-from tests.kernel.layer.trees import Mutator, Step, content, examples, makings, steps, survey
+from tests.kernel.layer.trees import XATTRS, Mutator, Step, content, examples, makings, steps, survey
 from tests.kernel.oci.stacks import Content, lineage, mutated, names, plain, remove_all, tree
 from thinpool import Store
 
@@ -35,6 +35,12 @@ def skopeo(*arguments: str | Path) -> str:
 
 def umoci(*arguments: str | Path) -> str:
     return run("umoci", *map(str, arguments))
+
+
+def known_to_go(steps: Iterable[Step]) -> list[Step]:
+    """Steps without what Go's tar lacks: GNU's way to write a `%` or `=` in the name of an extended attribute."""
+    odd = {number for number, name in enumerate(XATTRS) if "%" in name or "=" in name}
+    return [step for step in steps if step.operation != "set_xattr" or step.y % len(XATTRS) not in odd]
 
 
 # -- what we write
@@ -60,14 +66,14 @@ def test_skopeo_reads_it(store: Store, scratch: Path, compress: Any) -> None:
 def test_umoci_unpacks_it_to_the_same_tree(
     store: Store, scratch: Path, images: Images, first: list[Step], others: list[list[Step]]
 ) -> None:
-    stack = mutated(store, [first, *others], "layer-")
+    remove_all(store)
+    stack = mutated(store, map(known_to_go, [first, *others]), "layer-")
     store.export_image(stack[-1], scratch / "layout")
     assert umoci("ls", "--layout", scratch / "layout").split() == ["latest"]
     images.make("copy")
     with images.mounted("copy") as place:
         umoci("unpack", "--image", f"{scratch}/layout:latest", place / "bundle")
         assert content(survey(place / "bundle" / "rootfs")) == tree(store, stack[-1])
-    remove_all(store)
 
 
 # -- what they write
@@ -79,6 +85,7 @@ def test_what_umoci_packs(
     store: Store, scratch: Path, images: Images, first: list[Step], others: list[list[Step]]
 ) -> None:
     """An image with a layer for each change of a tree, whiteouts and all."""
+    remove_all(store)
     layout = scratch / "umoci"
     run("rm", "-rf", str(layout))
     umoci("init", "--layout", layout)
@@ -88,15 +95,15 @@ def test_what_umoci_packs(
         for number, changes in enumerate([first, *others]):
             bundle = place / f"bundle{number}"
             umoci("unpack", "--image", f"{layout}:image", bundle)
-            Mutator(bundle / "rootfs").run(step for step in changes if step.operation != "socket")
+            Mutator(bundle / "rootfs").run(step for step in known_to_go(changes) if step.operation != "socket")
             umoci("repack", "--image", f"{layout}:image", bundle)
         bundle = place / "bundle"
         umoci("unpack", "--image", f"{layout}:image", bundle)
         unpacked = content(survey(bundle / "rootfs"))
     store.import_image("image", layout)
-    assert len(lineage(store, "image")) == 1 + len(others)
+    layers = json.loads(skopeo("inspect", f"oci:{layout}:image"))["Layers"]  # none for steps that change nothing
+    assert len(lineage(store, "image")) == len(layers)
     assert tree(store, "image") == unpacked
-    remove_all(store)
 
 
 @pytest.mark.parametrize("form", ["oci", "oci-archive", "docker-archive"])
