@@ -1,6 +1,7 @@
 """The files that archives are read from and written to."""
 
 import contextlib
+import errno
 import os
 import secrets
 import stat
@@ -14,6 +15,7 @@ import click
 from thinpool.cli.output import binary_stdout
 
 STANDARD = Path("-")
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 @contextlib.contextmanager
@@ -74,8 +76,10 @@ def sink(path: Path) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(target)
-    except BaseException:
+    except BaseException as error:
         partial.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in _FULL and error.filename is None:
+            error.filename = os.fspath(path)  # write(2) does not say what is full
         raise
 
 
