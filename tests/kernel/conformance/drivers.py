@@ -91,6 +91,7 @@ class Driver:
         options: for its stores.
         kernel: whether this kernel has what it needs. The driver's own probe is not asked: it is under test.
         in_lab: the lab's kernels have it for certain.
+        shares: a child occupies only what differs from its parent.
         module: the source of a module that brings it, for one that comes from another package.
     """
 
@@ -99,6 +100,7 @@ class Driver:
     options: Mapping[str, str] = attrs.field(factory=dict)
     kernel: Callable[[str], bool] = has_file_system
     in_lab: bool = True
+    shares: bool = True
     module: Callable[[], str] | None = None
 
 
@@ -112,7 +114,7 @@ DRIVERS = (
         kernel=has_thin_pools,
     ),
     Driver("overlay", ext4),
-    Driver("copy", ext4, kernel=has_all, module=lambda: example("driver", PAGE) + "\n"),
+    Driver("copy", ext4, kernel=has_all, shares=False, module=lambda: example("driver", PAGE) + "\n"),
 )
 
 

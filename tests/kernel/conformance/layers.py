@@ -12,6 +12,7 @@ import attrs
 from tests.kernel.layer.trees import Entry, Tree, survey
 from thinpool import Layer, Store
 from thinpool.drivers.base import Tracking
+from thinpool.filesystem.mounts import mount_table
 from thinpool.model import Change
 
 Method = Literal["auto", "fast", "walk"]
@@ -66,6 +67,11 @@ def exported(store: Store, name: str, base: str | None = None) -> bytes:
     archive = io.BytesIO()
     store.export_layer(name, archive, base)
     return archive.getvalue()
+
+
+def is_mounted(path: Path) -> bool:
+    """Whether something is mounted on a path; os.path.ismount takes no bind mount for one."""
+    return path in {entry.target for entry in mount_table()}
 
 
 @attrs.frozen
