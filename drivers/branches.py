@@ -23,7 +23,7 @@ the images at the bottom of the stack. `p` still tells every layer's parent.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -71,10 +71,12 @@ class Branches:
         directory: the driver's directory, in which `make` was called.
         marks: the notation of the uppers.
         most: how many lower directories a mount may have.
+        look: gives a detached mount of a stack of names, for reading.
     """
 
-    def __init__(self, directory: Path, marks: Marks, most: int) -> None:
+    def __init__(self, directory: Path, marks: Marks, most: int, look: Callable[[Sequence[str]], int]) -> None:
         self.directory = directory
+        self._look = look
         self._marks = marks
         self._most = most
         with ExitStack() as undo:
@@ -239,10 +241,21 @@ class Branches:
         os.mkdir(f"{name}/u", 0o700, dir_fd=self._moment)
         with Opened(f"{name}/u", self._moment) as target:
             self._copy([source for source, _ in reversed(together)], target, name)
+            self._prune(target, [lower for lower, _ in below[len(together) :]])
         syncfs(self.contents)
         os.rename(f"{name}/u", directory, src_dir_fd=self._moment, dst_dir_fd=self.contents)
         os.symlink(after or _NOTHING, directory, dir_fd=self._parents)
         _remove(self._moment, name)
+
+    def _prune(self, upper: int, below: Sequence[str]) -> None:
+        if not below:
+            uppers.prune(upper, None, self._marks)
+            return
+        fd = self._look(below)
+        try:
+            uppers.prune(upper, fd, self._marks)
+        finally:
+            os.close(fd)
 
     def _copy(self, sources: Sequence[str], target: int, name: str) -> None:
         with suppress(FileExistsError):

@@ -8,17 +8,16 @@ up in the common layer; the names of a file that has several are found by going 
 that they are all in, by the inode numbers that reading a directory gives. Nothing else costs more than what changed.
 """
 
-import errno
 import os
 import stat
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, closing
 
 import attrs
 
 from thinpool.drivers.base import Unsure
 from thinpool.drivers.branches import Branches, Opened
 from thinpool.drivers.marks import Marks
+from thinpool.drivers.uppers import Shadow
 from thinpool.layer.scope import Place, Scope
 from thinpool.layer.tree import Descent
 
@@ -56,8 +55,8 @@ def scope(uppers: Iterable[Opened], common: int, branches: Branches, stack: Iter
     found = Scope(same_inodes=False)
     shared: dict[int, _Shared] = {}
     for upper in uppers:
-        with upper as root, closing(_Survey(root, common, marks)) as survey:
-            survey.run(found.root, shared)
+        with upper as root, Descent(root) as descent, Shadow(common) as shadow:
+            _Survey(descent, shadow, marks).run(found.root, shared)
     wanted = {inode: file for inode, file in shared.items() if len(file.met) < file.links}
     for name in stack:
         if not wanted:
@@ -76,18 +75,11 @@ def scope(uppers: Iterable[Opened], common: int, branches: Branches, stack: Iter
 class _Survey:
     """A walk over one upper, side by side with the common layer as far as that has the same directories."""
 
-    def __init__(self, root: int, common: int, marks: Marks) -> None:
+    def __init__(self, upper: Descent, common: Shadow, marks: Marks) -> None:
+        self._upper = upper
+        self._common = common
         self._marks = marks
-        with ExitStack() as undo:
-            self._upper = undo.enter_context(Descent(root))
-            self._common = undo.enter_context(Descent(common))
-            undo.pop_all()
-        self._lost = 0  # how many directories down the common layer has none of that name
         self._path = b""
-
-    def close(self) -> None:
-        self._upper.close()
-        self._common.close()
 
     def run(self, top: Place, shared: dict[int, _Shared]) -> None:
         stack = [self._entries(top, shared)]
@@ -117,38 +109,20 @@ class _Survey:
         return iter(directories)
 
     def _meet(self, name: bytes, shared: dict[int, _Shared]) -> None:
-        if self._lost:
-            return
-        try:
-            status = os.stat(name, dir_fd=self._common.fd, follow_symlinks=False)
-        except FileNotFoundError:
-            return
-        if status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode):
+        status = self._common.status(name)
+        if status is not None and status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode):
             path = self._path + name
             shared.setdefault(status.st_ino, _Shared(status.st_nlink, path)).met.add(path)
 
     def _enter(self, name: bytes) -> None:
         self._upper.enter(name)
+        self._common.enter(name)
         self._path += name + b"/"
-        if not self._lost:
-            try:
-                self._common.enter(name)
-            except (FileNotFoundError, NotADirectoryError):
-                pass
-            except OSError as error:
-                if error.errno != errno.ELOOP:  # a symbolic link, which is not followed
-                    raise
-            else:
-                return
-        self._lost += 1
 
     def _leave(self) -> None:
         self._upper.leave()
+        self._common.leave()
         self._path = self._path[: self._path.rfind(b"/", 0, -1) + 1]
-        if self._lost:
-            self._lost -= 1
-        else:
-            self._common.leave()
 
 
 def _is_at(root: int, path: bytes, inode: int) -> bool:

@@ -119,6 +119,9 @@ class Overlay:
                 return True
             if error.errno in {errno.ENOENT, errno.ENOTDIR}:  # half made
                 return False
+            if error.errno == errno.EINVAL:  # free, and left by a volatile mount
+                _clean(directory, name)
+                return False
             raise MountError(f"cannot find out whether a layer is in use: {error.strerror}") from error
         _clean(directory, name)
         return False

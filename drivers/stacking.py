@@ -89,7 +89,12 @@ class StackDriver:
         self._union = union
         self._options = options
         self._directory = context.directory
-        self._branches = Branches(context.directory, union.marks, union.most)
+        self._branches = Branches(
+            context.directory,
+            union.marks,
+            union.most,
+            lambda names: union.mount(context.directory, Stack("none", names)),
+        )
         self._uses = Uses(store_prefix(context.root), union.name)
         self._quota = Quota(self._branches.contents)
 

@@ -11,6 +11,7 @@ import stat
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
+from typing import Self
 
 from thinpool.drivers.marks import Entry, Marks
 from thinpool.layer import removal, xattrs
@@ -46,6 +47,99 @@ def copy(source: int, target: int, links: int, marks: Marks) -> None:
     with Descent(source) as source_descent, Descent(target) as target_descent:
         _Copy(source_descent, target_descent, links, marks).run()
     removal.empty(links)
+
+
+def prune(upper: int, below: int | None, marks: Marks) -> None:
+    """Remove whiteouts of what is not there: in a directory that has nothing below it, they would show as entries.
+
+    Args:
+        upper: the root directory of an upper.
+        below: that of what it will be stacked on, mounted; None where it is nothing.
+        marks: the notation.
+    """
+    with Descent(upper) as descent, Shadow(below) as shadow:
+        stack = [_prune_directory(descent.fd, shadow, marks)]
+        while stack:
+            name = next(stack[-1], None)
+            if name is not None:
+                descent.enter(name)
+                shadow.enter(name)
+                stack.append(_prune_directory(descent.fd, shadow, marks))
+                continue
+            stack.pop()
+            if stack:
+                descent.leave()
+                shadow.leave()
+
+
+def _prune_directory(fd: int, shadow: "Shadow", marks: Marks) -> Iterator[bytes]:
+    if marks.is_opaque(fd):
+        shadow.lose()
+    status = os.fstat(fd)
+    directories = []
+    for entry in marks.entries(fd):
+        if entry.is_directory:
+            directories.append(entry.name)
+        elif entry.status is None and shadow.status(entry.name) is None:
+            marks.clear(fd, entry.name)
+    os.utime(fd, ns=(status.st_atime_ns, status.st_mtime_ns))
+    return iter(directories)
+
+
+class Shadow:
+    """A tree that is followed while another is walked, as far as it has directories of the same names."""
+
+    def __init__(self, root: int | None) -> None:
+        self._descent = None if root is None else Descent(root)
+        self._lost = 0 if root is not None else 1  # how many directories down it has none of that name
+
+    def enter(self, name: bytes) -> None:
+        """Go down where it has that directory too."""
+        if self._descent is not None and not self._lost:
+            try:
+                self._descent.enter(name)
+                return
+            except OSError as error:
+                if error.errno not in {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}:
+                    raise
+        self._lost += 1
+
+    def lose(self) -> None:
+        """Take the present directory for one that it does not have."""
+        if self._descent is not None and not self._lost:
+            if self._descent.depth:
+                self._descent.leave()
+            else:
+                self.close()
+            self._lost = 1
+
+    def leave(self) -> None:
+        """Go up again."""
+        if self._lost:
+            self._lost -= 1
+        elif self._descent is not None:
+            self._descent.leave()
+
+    def status(self, name: bytes) -> os.stat_result | None:
+        """What it has under a name in the present directory, links not followed; None where it has nothing."""
+        if self._descent is None or self._lost:
+            return None
+        try:
+            return os.stat(name, dir_fd=self._descent.fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+
+    def close(self) -> None:
+        """Close what is open."""
+        if self._descent is not None:
+            self._descent.close()
+            self._descent = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def tick() -> int:

@@ -64,3 +64,29 @@ def test_of_random_chains_equals_the_walk(
     for name in (grandchild, other, child, base):
         shared.remove(name)
     assert sorted(path.name for path in (shared.root / "overlay/d").iterdir()) == ["0"]
+
+
+@pytest.mark.timeout(600)
+@examples(25)
+@given(first=makings, more=st.lists(steps, min_size=7, max_size=7))
+def test_of_layers_that_were_made_one_equals_the_walk(shared: Store, first: list[Step], more: list[list[Step]]) -> None:
+    """As the one before, where a mount takes no more than four layers."""
+    branches = shared._session.driver._branches  # type: ignore[attr-defined]
+    usual, branches._most = branches._most, 4
+    try:
+        names = [grow(shared, None, first)]
+        for change in more:
+            with shared.mount(names[-1]) as root:
+                before = survey(root)
+            shared.prepare("same", names[-1])
+            with shared.mount("same") as root:  # the same tree, whatever was copied to make it
+                assert expected_changes(before, survey(root)) == []
+            shared.remove("same")
+            names.append(grow(shared, names[-1], change))
+        check(shared, names[-2], names[-1])
+        check(shared, names[0], names[-1])
+        check(shared, names[-1], names[2])
+        for name in reversed(names):
+            shared.remove(name)
+    finally:
+        branches._most = usual
