@@ -287,6 +287,8 @@ class Btrfs:
 
     def scope(self, older: Storage, newer: Storage, common: Storage) -> Scope:
         """Find the inodes that changed in each of the two since they were one; see `thinpool.btrfs.changed`."""
+        if not common.immutable and {older.handle, newer.handle} != {common.handle}:
+            raise Unsure("they are two states of one active layer")
         scope = Scope()
         alone = common.handle in {older.handle, newer.handle}
         with self._opened(common.handle) as base:
