@@ -1,6 +1,7 @@
 """Single changes, each of a kind that a comparison by transaction numbers could miss."""
 
 import ctypes
+import io
 import itertools
 import mmap
 import os
@@ -17,6 +18,7 @@ from thinpool.model import Change
 
 pytestmark = pytest.mark.kernel
 
+EMPTY = bytes(10240)  # an archive with nothing in it
 _RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
 
@@ -144,6 +146,23 @@ def test_an_entry_that_is_gone_from_a_long_directory(store: Store) -> None:
         assert found
     for name, base in itertools.permutations(changes, 2):
         assert list(store.changes(name, base, method="fast")) == list(store.changes(name, base, method="walk"))
+
+
+def test_siblings_that_gave_one_number_to_different_directories(store: Store) -> None:
+    store.import_layer("base", io.BytesIO(EMPTY))
+    numbers = set()
+    for name in ("one", "two"):
+        store.prepare(name, "base")
+        with store.mount(name) as tree:
+            (tree / "new").mkdir()
+            (tree / "new" / "same").touch()
+            (tree / "new" / "file").write_text(name)
+            (tree / "new" / name).touch()
+            numbers.add((tree / "new").stat().st_ino)
+    assert len(numbers) == 1
+    changes = store.changes("two", "one", method="fast")
+    assert list(changes) == list(store.changes("two", "one", method="walk"))
+    assert {change.path for change in changes} >= {"/new/file", "/new/one", "/new/two"}
 
 
 def test_inode_numbers_that_come_again(store: Store, root: Path, host: Path) -> None:

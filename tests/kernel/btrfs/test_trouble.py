@@ -289,6 +289,25 @@ def test_a_mount_in_another_namespace_counts(store: Store, root: Path) -> None:
     store.remove("done")
 
 
+@pytest.mark.parametrize("booted", [True, False])
+def test_a_deletion_that_a_power_cut_undid_is_done_again(store: Store, root: Path, *, booted: bool) -> None:
+    store.prepare("first")
+    (number,) = subvolumes(root)
+    store.prepare("second")
+    store.remove("first")
+    btrfs("subvolume", "create", root / "btrfs" / str(number))
+    with Store.open(root) as again:
+        if booted:
+            again._session.state.put("btrfs-boot", "another boot")
+            again.prepare("third")
+        else:
+            again.prepare("third")
+            assert number in subvolumes(root)
+            again.up()
+        assert number not in subvolumes(root)
+        assert len(subvolumes(root)) == 2
+
+
 @pytest.mark.timeout(200)
 def test_killed_in_the_middle_of_ioctls(store: Store, root: Path) -> None:
     """A process is killed at the entry of, or just after, each ioctl in turn."""
