@@ -134,6 +134,7 @@ def test_an_entry_that_is_gone_from_a_long_directory(store: Store) -> None:
     changes: dict[str, Callable[[Path], object]] = {
         "gone": lambda long: (long / "file-number-000007").unlink(),
         "new": lambda long: (long / "new").touch(),
+        "moved": lambda long: os.rename(long / "file-number-000010", long / "file-number-000011x"),
         "both": lambda long: replace(long / "file-number-000008", long / "file-number-000008x"),
         "anew": lambda long: replace(long / "file-number-000009", long / "file-number-000009"),
     }

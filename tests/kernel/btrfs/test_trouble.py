@@ -47,6 +47,7 @@ def fill(path: Path) -> None:
                 while True:
                     file.write(os.urandom(size))
                     os.fsync(file.fileno())
+    os.sync()  # so that what was written to mapped files has to be written anew, which needs room
 
 
 def archive(**files: str) -> io.BytesIO:
@@ -142,6 +143,7 @@ def test_a_full_file_system_is_told_as_such_and_serves_again_when_there_is_room(
         store.prepare("work", "base")
         with store.mount("work") as tree:
             fill(tree / "big")
+    with Store.open(root) as store:
         before = subvolumes(root)
         with pytest.raises(PoolFull):
             store.import_layer("in", archive(**{f"f{number}": "x" * 100_000 for number in range(400)}))
