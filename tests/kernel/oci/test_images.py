@@ -39,6 +39,7 @@ from thinpool.errors import (
 )
 from thinpool.filesystem import syscalls
 from thinpool.oci.digests import chain_ids
+from thinpool.state import HANDLE_LIMIT
 
 pytestmark = pytest.mark.kernel
 
@@ -284,6 +285,21 @@ def test_a_killed_import_leaves_nothing(store: Store, scratch: Path) -> None:
     store.import_image("image", folder)
 
 
+def test_a_killed_import_whose_numbers_began_anew(store: Store, scratch: Path) -> None:
+    """A layer can have a lower number than its parent."""
+    folder = simple("a", "b", "c").write(scratch / "made")
+    state = store._session.state
+    with unchanged(store):
+        with store._session.writer():
+            state.put_now({"next_handle": str(HANDLE_LIMIT - 1), "reserved_handle": str(HANDLE_LIMIT - 1)})
+        killed_at(3, store.root, lambda other, tell: other.import_image("image", folder, progress=tell))
+        handles = [record.handle for record in state.unfinished()]
+        assert max(handles) == HANDLE_LIMIT - 1
+        assert len(handles) == 3
+        store.up()
+    store.import_image("image", folder)
+
+
 def test_a_killed_export_does_no_harm(store: Store, scratch: Path) -> None:
     stack = plain(store, "a", "b", "c")
     for name in ("layout", "whole"):
@@ -356,6 +372,29 @@ def test_who_waited_for_an_import_that_failed_does_it_himself(store: Store, scra
         thread.join()
     assert lineage(store, "two") == [sha256(base), "two"]
     assert names(store) == {sha256(base), "two"}
+
+
+@pytest.mark.parametrize("call", [1, 2, 3])
+def test_an_import_that_goes_on_is_left_alone(store: Store, scratch: Path, call: int) -> None:
+    """Recovery takes none of its layers for one that nobody carries on."""
+    folder = simple("a", "b", "c").write(scratch / "made")
+    begun, go_on = threading.Event(), threading.Event()
+    calls = iter(range(1, call))
+
+    def hold(_done: int) -> None:
+        if next(calls, None) is None:
+            begun.set()
+            go_on.wait()
+
+    importing = threading.Thread(target=store.import_image, args=("image", folder), kwargs={"progress": hold})
+    importing.start()
+    begun.wait()
+    with Store.open(store.root) as other:
+        other.up()
+        assert len(other._session.state.unfinished()) == call
+    go_on.set()
+    importing.join()
+    assert len(lineage(store, "image")) == 3
 
 
 def _import_elsewhere(root: Path, name: str, folder: Path) -> None:

@@ -88,6 +88,7 @@ def test_links_are_followed_by_name(tmp_path: Path) -> None:
             header(b"e", b"2", link=b"/a/layer.tar"),
             header(b"out", b"2", link=b"../../etc/passwd"),
             header(b"abs", b"2", link=b"/etc/passwd"),
+            header(b"above", b"2", link=b"../../a/layer.tar"),
             header(b"round", b"2", link=b"about"),
             header(b"about", b"2", link=b"round"),
             header(b"folder", b"5"),
@@ -97,7 +98,7 @@ def test_links_are_followed_by_name(tmp_path: Path) -> None:
     )
     for name in ("a/layer.tar", "b/layer.tar", "c", "d", "e"):
         assert content(place, name) == b"content"
-    for name in ("out", "abs", "folder", "fifo"):
+    for name in ("out", "abs", "above", "folder", "fifo"):
         with pytest.raises(ArchiveError, match="is no regular file, nor a link to one"):
             place.open(name)
     with pytest.raises(UnsafeArchive, match="a link to a link"):
