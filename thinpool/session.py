@@ -29,11 +29,14 @@ class Session:
         self.locks = LockFile(root.lock)
         self.now = time.time_ns
         self._is_up = False
+        self._is_closed = False
 
     def close(self) -> None:
-        """Let go of what this process holds."""
-        self.driver.close()
-        self.state.close()
+        """Let go of what this process holds; closing again does nothing."""
+        if not self._is_closed:
+            self._is_closed = True
+            self.driver.close()
+            self.state.close()
 
     def record(self, name: str) -> LayerRecord:
         """The record of a layer.
