@@ -18,16 +18,15 @@ from thinpool.errors import ConfigError, DriverUnsupported, LayerExists, LayerIn
 pytestmark = pytest.mark.kernel(device_mapper=False)
 
 
-def in_other_process(call: str, root: Path, *, ready: bool = False) -> subprocess.Popen[str]:
-    """Run an expression of `store` in another process, and hold the process there where `ready` is to be waited for."""
+def in_other_process(call: str, root: Path, *starter: str) -> subprocess.Popen[str]:
+    """Run a statement about `store` in another process, started by whatever, and hold the process when it is done."""
     script = f"import sys; from thinpool import Store; store = Store.open(sys.argv[1], create=False); {call}"
     process = subprocess.Popen(
-        [sys.executable, "-c", f"{script}; print('ready', flush=True); {'sys.stdin.read()' if ready else ''}", root],
+        [*starter, sys.executable, "-c", f"{script}; print('ready', flush=True); sys.stdin.read()", root],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
-    if ready:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
     return process
 
 
@@ -157,7 +156,7 @@ def test_one_name_is_given_to_one_of_many(store: Store) -> None:
 def test_a_mount_outlives_the_process_that_made_it(store: Store) -> None:
     fill(store, "base", text("f"))
     store.prepare("work", "base")
-    process = in_other_process("mount = store.mount('work')", store.root, ready=True)
+    process = in_other_process("mount = store.mount('work')", store.root)
     process.kill()
     process.communicate()
     [target] = store.mounts("work")
@@ -172,8 +171,7 @@ def test_a_mount_outlives_the_process_that_made_it(store: Store) -> None:
 def test_a_mount_in_another_namespace_is_seen(own_store: Store) -> None:
     store = own_store
     store.prepare("work")
-    inside = "from thinpool.filesystem.syscalls import unshare, CLONE_NEWNS; unshare(CLONE_NEWNS)"
-    process = in_other_process(f"{inside}; mount = store.mount('work')", store.root, ready=True)
+    process = in_other_process("mount = store.mount('work')", store.root, "unshare", "--mount")
     try:
         assert list(store.mounts("work")) == []
         before = Everything.of(store)
@@ -198,7 +196,7 @@ def test_a_look_inside_ends_with_the_process_that_looks(store: Store) -> None:
     fill(store, "base", text("f"))
     store.prepare("work", "base")
     look_inside = "import os, thinpool.mounting as m; o = m.looked_into(store._session, 'work'); o.__enter__()"
-    process = in_other_process(look_inside, store.root, ready=True)
+    process = in_other_process(look_inside, store.root)
     process.kill()
     process.communicate()
     store.remove("work")
