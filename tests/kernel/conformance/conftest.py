@@ -12,7 +12,7 @@ from thinpool import Store
 _FOUND = pytest.StashKey[dict[str, bool]]()
 
 
-def _found(config: pytest.Config) -> dict[str, bool]:
+def found_drivers(config: pytest.Config) -> dict[str, bool]:
     """For each driver, whether its tests are collected: where nothing is run, those that the lab will run."""
     if _FOUND not in config.stash:
         listing = config.getoption("collectonly")
@@ -25,7 +25,7 @@ def _found(config: pytest.Config) -> dict[str, bool]:
 def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Item]) -> list[str]:
     if not any("driver" in getattr(item, "fixturenames", ()) for item in items):
         return []
-    found = _found(config)
+    found = found_drivers(config)
     lacking = [name for name, here in found.items() if not here]
     line = f"conformance: {', '.join(name for name, here in found.items() if here)}"
     return [f"{line}; not in this kernel: {', '.join(lacking)}" if lacking else line]
@@ -33,7 +33,7 @@ def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Ite
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "driver" in metafunc.fixturenames:
-        found = _found(metafunc.config)
+        found = found_drivers(metafunc.config)
         here = [pytest.param(driver, id=driver.name) for driver in DRIVERS if found[driver.name]]
         metafunc.parametrize("driver", here, indirect=True, scope="module")
 
