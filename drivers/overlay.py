@@ -18,25 +18,20 @@ written to: `is_writing` asks for that mark, and so knows of every mount that is
 
 import errno
 import os
-import stat
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Sequence
 from pathlib import Path
 
 import attrs
 
-from thinpool.drivers.base import Context
-from thinpool.drivers.branches import CONTENTS, WORK, Branches
+from thinpool.drivers.branches import WORK
 from thinpool.drivers.marks import OverlayMarks
-from thinpool.drivers.stacking import Stack, StackDriver
+from thinpool.drivers.stacking import Stack, inside
 from thinpool.drivers.unionoptions import UnionOptions
-from thinpool.errors import LayerInUse, MountError
+from thinpool.drivers.uniontype import UnionType
+from thinpool.errors import MountError
 from thinpool.filesystem import syscalls as sys
-from thinpool.filesystem.mounts import mount_table
 from thinpool.filesystem.threads import apart, own_mounts
 from thinpool.layer import removal
-from thinpool.nodes import load_module
 
 _NAME = "overlay"
 _MOST_LOWERS = 500
@@ -132,7 +127,7 @@ def _in_context(directory: Path, options: Sequence[str], stack: Stack) -> int:
 
     def work() -> int:
         sys.unshare(sys.CLONE_FS)
-        with _inside(directory, limited=stack.limited):
+        with inside(directory, limited=stack.limited):
             context = sys.fsopen(_NAME)
             try:
                 sys.fsconfig(context, sys.FSCONFIG_SET_STRING, "source", stack.source)
@@ -157,28 +152,11 @@ def _by_page(directory: Path, options: str, stack: Stack) -> int:
     target = f"../{WORK}"
 
     def work() -> int:
-        with own_mounts(), _inside(directory, limited=stack.limited):
+        with own_mounts(), inside(directory, limited=stack.limited):
             sys.mount(stack.source, target, _NAME, sys.MS_NOATIME, options)
             return sys.open_tree(sys.AT_FDCWD, target, clone=True)
 
     return apart(work, undo=os.close)
-
-
-@contextmanager
-def _inside(directory: Path, *, limited: bool) -> Iterator[None]:
-    """Work where the layers' contents are, in a thread with a working directory of its own.
-
-    Args:
-        directory: the driver's.
-        limited: do without the capability that would let this thread, and so its mount, go beyond a quota (ext4).
-    """
-    try:
-        os.chdir(directory / CONTENTS)
-        if limited:
-            sys.drop_resource_capability()
-        yield
-    finally:
-        os.chdir("/")
 
 
 def _takes_them_singly() -> bool:
@@ -202,116 +180,4 @@ def _clean(directory: Path, name: str) -> None:
         os.close(fd)
 
 
-class OverlayType:
-    """How the driver is found and opened."""
-
-    name = _NAME
-
-    def probe(self, root: Path) -> str | None:
-        """Stack two directories on the root's file system, and see whether a whiteout hides what it should."""
-        if os.geteuid() != 0:
-            return "needs root, to mount"
-        if not _is_known():
-            reason = load_module(_NAME)
-            if not _is_known():
-                return f"the kernel has no overlay file system ({reason or 'its module did not bring it'})"
-        place = root
-        while not place.is_dir():
-            place = place.parent
-        try:
-            with tempfile.TemporaryDirectory(prefix=".thinpool-probe-", dir=place) as folder:
-                return _try_out(Path(folder), place)
-        except OSError as error:
-            return f"{place} cannot be written: {error.strerror}"
-
-    def check(self, given: Mapping[str, str]) -> None:
-        """Read the options."""
-        UnionOptions.parse(given, _NAME)
-
-    def create(self, context: Context) -> StackDriver:
-        """Make the directories."""
-        options = UnionOptions.parse(context.given, _NAME)
-        with ExitStack() as undo:
-            undo.callback(_discard, context.directory)
-            Branches.make(context.directory)
-            driver = StackDriver(Overlay(options), context, options)
-            undo.callback(driver.close)
-            driver.require_size()
-            undo.pop_all()
-        return driver
-
-    def open(self, context: Context) -> StackDriver:
-        """Take the directories up."""
-        options = UnionOptions.parse(context.recorded, _NAME).replaced_by(context.given, _NAME)
-        driver = StackDriver(Overlay(options), context, options)
-        try:
-            driver.require_size()
-        except BaseException:
-            driver.close()
-            raise
-        return driver
-
-
-TYPE = OverlayType()
-
-
-def _discard(directory: Path) -> None:
-    fd = os.open(directory.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        with suppress(FileNotFoundError):
-            removal.remove(fd, os.fsencode(directory.name))
-    finally:
-        os.close(fd)
-
-
-def _is_known() -> bool:
-    return f"\t{_NAME}\n" in Path("/proc/filesystems").read_text(encoding="ascii")
-
-
-def _try_out(folder: Path, place: Path) -> str | None:
-    """Why layers cannot be stacked in an empty folder; None where they can."""
-    where = f"the file system at {place} ({_type_of(place)})"
-    Branches.make(folder)
-    lower, upper = folder / CONTENTS / "1", folder / CONTENTS / "2"
-    work = folder / WORK / "2" / "w"
-    for directory in (lower, upper, work):
-        directory.mkdir(parents=True)
-    (lower / "hidden").touch()
-    marks = OverlayMarks()
-    fd = os.open(upper, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        marks.hide(fd, b"hidden")
-        marks.seal(fd)
-    except OSError as error:
-        return f"{where} takes no whiteouts or trusted attributes: {error.strerror}"
-    finally:
-        os.close(fd)
-    os.removexattr(upper, "trusted.overlay.opaque")
-    try:
-        mounted = Overlay().mount(folder, Stack("thinpool-probe", ["1"], "2"))
-    except (MountError, LayerInUse) as error:
-        return f"{where} is refused by overlay as a place for layers: {error.message.rpartition(': ')[2]}"
-    try:
-        return _look_in(mounted, upper, where)
-    finally:
-        os.close(mounted)
-
-
-def _look_in(mounted: int, upper: Path, where: str) -> str | None:
-    root = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=mounted)
-    try:
-        if os.listdir(root):
-            return f"{where} does not tell types in directories (d_type), without which whiteouts show (xfs: ftype=1)"
-        os.close(os.open("made", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600, dir_fd=root))
-    except OSError as error:
-        return f"{where} cannot be written through overlay: {error.strerror}"
-    finally:
-        os.close(root)
-    return None if stat.S_ISREG(os.lstat(upper / "made").st_mode) else f"{where} does not keep what is written"
-
-
-def _type_of(place: Path) -> str:
-    """The type of the file system that a directory is on."""
-    real = Path(os.path.realpath(place))
-    found = [entry for entry in mount_table() if real.is_relative_to(entry.target)]
-    return max(found, key=lambda entry: (len(entry.target.parts), entry.mount_id)).fs_type if found else "unknown"
+TYPE = UnionType(_NAME, Overlay)

@@ -20,9 +20,6 @@ AUTOMATIC = ("aufs", "btrfs", "devicemapper")
 GROUP = "thinpool.drivers"
 """The group of entry points by which another package brings a driver; the name of one is the driver's."""
 
-_PLANNED = {
-    "aufs": "this version of thinpool brings no aufs driver yet",
-}
 _OWN = (*AUTOMATIC, "overlay")
 
 
@@ -61,10 +58,8 @@ def driver_type(name: str) -> DriverType:
 
     Raises:
         ConfigError: no driver has that name.
-        DriverUnsupported: this version does not bring it, or what another package brings is broken.
+        DriverUnsupported: what another package brings is broken.
     """
-    if name in _PLANNED:
-        raise _unsupported(name, _PLANNED[name])
     if name in _OWN:
         found: DriverType = import_module(f"thinpool.drivers.{name}").TYPE
         return found

@@ -9,7 +9,7 @@ import errno
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -79,6 +79,23 @@ class Union(Protocol):
 
     def is_writing(self, directory: Path, name: str) -> bool:
         """Whether a mount that writes to an upper is alive anywhere, be it in no mount table any more."""
+
+
+@contextmanager
+def inside(directory: Path, *, limited: bool) -> Iterator[None]:
+    """Work where the layers' contents are, in a thread with a working directory of its own.
+
+    Args:
+        directory: the driver's.
+        limited: do without the capability that would let this thread, and so its mount, go beyond a quota (ext4).
+    """
+    try:
+        os.chdir(directory / layout.CONTENTS)
+        if limited:
+            sys.drop_resource_capability()
+        yield
+    finally:
+        os.chdir("/")
 
 
 class StackDriver:

@@ -108,7 +108,7 @@ def _clone(process: str, entry: MountEntry) -> int | None:
         return sys.open_tree(sys.AT_FDCWD, str(entry.target), clone=True)
 
     try:
-        fd = take() if process == _SELF else apart(take)
+        fd = take() if process == _SELF else apart(take, undo=os.close)
     except OSError:
         return None
     device = os.fstat(fd).st_dev
