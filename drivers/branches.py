@@ -84,13 +84,12 @@ class Branches:
             for part in (CONTENTS, WORK, _PARENTS, _MOMENT):
                 fds.append(os.open(directory / part, DIRECTORY))
                 undo.callback(os.close, fds[-1])
-            undo.pop_all()
+            self._opened = undo.pop_all()
         self.contents, self.work, self._parents, self._moment = fds
 
     def close(self) -> None:
         """Close what is open."""
-        for fd in (self.contents, self.work, self._parents, self._moment):
-            os.close(fd)
+        self._opened.close()
 
     @staticmethod
     def make(directory: Path) -> None:

@@ -196,3 +196,4 @@ def test_storage_that_is_not_there_is_named(branches: Branches) -> None:
     with pytest.raises(MountError, match="d/5 is missing"):
         branches.space(5)
     branches.close()
+    branches.close()
