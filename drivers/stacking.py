@@ -9,7 +9,7 @@ import errno
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -22,6 +22,7 @@ from thinpool.drivers.branches import Branches, Opened, Space, name_of
 from thinpool.drivers.marks import Marks
 from thinpool.drivers.naming import store_prefix
 from thinpool.drivers.quota import Quota
+from thinpool.drivers.reserve import Reserve
 from thinpool.drivers.unionoptions import UnionOptions
 from thinpool.drivers.uses import Uses
 from thinpool.errors import LayerInUse, MountError, PoolFull
@@ -114,6 +115,7 @@ class StackDriver:
         )
         self._uses = Uses(store_prefix(context.root), union.name)
         self._quota = Quota(self._branches.contents)
+        self._reserve = Reserve(context.directory)
 
     @property
     def options(self) -> Mapping[str, str]:
@@ -130,6 +132,10 @@ class StackDriver:
         self._branches.close()
 
     # -- the whole
+
+    def room_to_remove(self) -> AbstractContextManager[None]:
+        """Give up the reserve, which the next layer that is made takes again."""
+        return self._reserve.given_up()
 
     def require_size(self) -> None:
         """Raise ConfigError where a size is an option, and the file system cannot see to it."""
@@ -169,6 +175,7 @@ class StackDriver:
         wanted = max(size or self._options.size, 0 if parent is None else parent.size)
         if wanted:
             self._quota.require(wanted)
+        self._reserve.take()
         with _room():
             self._branches.create(handle, None if parent is None else parent.handle)
         if wanted:
