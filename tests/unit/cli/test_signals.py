@@ -22,6 +22,7 @@ def start(body: str, *, stdin: int | None = None) -> "subprocess.Popen[bytes]":
         stderr=subprocess.PIPE,
         start_new_session=True,
         stdin=stdin,
+        bufsize=0,  # what a buffer had read ahead with the first line, `communicate` would not find
     )
     assert process.stdout is not None
     assert process.stdout.readline() == b"ready\n"
