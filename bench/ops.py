@@ -16,8 +16,8 @@ from bench.bare import Bare
 from bench.measure import Row, in_turn, is_uml, ratio
 from thinpool import Store
 
-_FILES = 20_000
-_ARCHIVE_BYTES = 100_000_000
+FILES = 20_000
+ARCHIVE_BYTES = 100_000_000
 _OPTIONS = {"dm.basesize": "4G", "dm.loopdatasize": "16G", "dm.loopmetadatasize": "256M"}
 _BARE_ID = 9_000_001
 _TOOL_ID = 9_000_002
@@ -142,7 +142,7 @@ def information(store: Store, rounds: int) -> Row:
     return Row("info, library call", sample.median * 1e3, "ms", 1.0 if is_uml() else 10.0, False, f"{rounds * 4} calls")
 
 
-def importing(scratch: Path, rounds: int) -> list[Row]:
+def importing(scratch: Path, rounds: int, *tar_options: str) -> list[Row]:
     """Import of a large archive against tar -x onto the same kind of file system on the same pool."""
     archive = scratch / "layer.tar"
     make_archive(archive)
@@ -160,13 +160,20 @@ def importing(scratch: Path, rounds: int) -> list[Row]:
         def tar() -> None:
             store.prepare("untarred")
             with store.mount("untarred", target):
-                subprocess.run(["tar", "--numeric-owner", "-xpf", str(archive), "-C", str(target)], check=True)
+                command = ["tar", *tar_options, "--numeric-owner", "-xpf", str(archive), "-C", str(target)]
+                subprocess.run(command, check=True)
             store.remove("untarred")
 
         found = in_turn({"import": ours, "tar": tar}, rounds, warm_up=1)
-    what = f"import of {_FILES:,} files, {_ARCHIVE_BYTES // 1_000_000} MB"
+    what = f"import of {FILES:,} files, {ARCHIVE_BYTES // 1_000_000} MB"
     return [
-        ratio(f"{what} against tar -x", ("import", found["import"]), ("tar", found["tar"]), 2, at_least=False),
+        ratio(
+            f"{what} against {' '.join(('tar', *tar_options, '-x'))}",
+            ("import", found["import"]),
+            ("tar", found["tar"]),
+            2,
+            at_least=False,
+        ),
         Row(f"{what}, peak memory", max(peak) / 1024, "MiB", 100, False, "the importing process, Python included"),
     ]
 
@@ -175,7 +182,7 @@ def make_archive(path: Path) -> None:
     """Write a tar of many files of differing size, the same one every time."""
     dice = random.Random(20_000)
     data = dice.randbytes(1 << 20)
-    sizes = [dice.randrange(1, 2 * _ARCHIVE_BYTES // _FILES) for _ in range(_FILES)]
+    sizes = [dice.randrange(1, 2 * ARCHIVE_BYTES // FILES) for _ in range(FILES)]
     with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
         for number, size in enumerate(sizes):
             if number % 100 == 0:
