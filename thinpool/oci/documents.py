@@ -10,8 +10,8 @@ from thinpool.errors import ArchiveError, UnsafeArchive
 from thinpool.layer.text import shown
 from thinpool.units import MIB, human_size
 
-MOST = 2 * MIB
-"""Bytes of one document. The worst of that size takes some 50 MiB once it is read; real ones have 100 KiB at most."""
+MOST = MIB
+"""Bytes of one document. The worst of that size takes some 40 MiB once it is read; real ones seldom have 100 KiB."""
 
 
 @attrs.frozen

@@ -73,7 +73,7 @@ def test_a_key_stands_once(text: str) -> None:
 def test_a_document_has_an_end() -> None:
     padded = b"{}" + b" " * (MOST - 2)
     assert parse_object(padded, "the thing").values == {}
-    with pytest.raises(UnsafeArchive, match=r"at most 2\.00 MiB"):
+    with pytest.raises(UnsafeArchive, match=r"at most 1\.00 MiB"):
         parse_object(padded + b" ", "the thing")
 
 

@@ -157,7 +157,7 @@ BAD_MANIFESTS: dict[str, tuple[Callable[[Json], None], str]] = {
     "annotations": (lambda m: m["layers"][0].update(annotations={"k": 1}), "is not a string"),
     "config": (lambda m: m.update(config=None), "'mediaType' is missing"),
     "config no JSON": (lambda m: m.update(config=m["layers"][0] | {"mediaType": CONFIG}), "JSON"),
-    "config long": (lambda m: m["config"].update(size=1 << 40), "at most 2.00 MiB are read"),
+    "config long": (lambda m: m["config"].update(size=1 << 40), "at most 1.00 MiB are read"),
     "config size": (lambda m: m["config"].update(size=m["config"]["size"] + 1), "its descriptor says"),
     "config gone": (lambda m: m["config"].update(digest=sha256(b"?")), "the configuration of the image is missing"),
 }
@@ -189,7 +189,7 @@ def test_a_bad_configuration(tmp_path: Path, config: Json, message: str) -> None
 @pytest.mark.parametrize("name", ["oci-layout", "index.json"])
 @pytest.mark.parametrize(
     ("data", "message"),
-    [(b"[]", "not a JSON object"), (b"", "is not JSON"), (b"{}", "is missing"), (b" " * (1 << 22), "at most 2.00 MiB")],
+    [(b"[]", "not a JSON object"), (b"", "is not JSON"), (b"{}", "is missing"), (b" " * (1 << 22), "at most 1.00 MiB")],
 )
 def test_a_bad_file(tmp_path: Path, name: str, data: bytes, message: str) -> None:
     made = simple()
