@@ -199,6 +199,21 @@ def test_hard_links_broken_by_writing_are_changes_of_all_names(overlay: Store) -
     assert changes.entries == overlay.changes("child", method="walk").entries
 
 
+def test_a_directory_made_again_has_lost_what_was_in_it(overlay: Store) -> None:
+    overlay.prepare("work")
+    with overlay.mount("work") as root:
+        (root / "dir").mkdir()
+        (root / "dir" / "old").touch()
+    overlay.commit("base", "work")
+    overlay.prepare("child", "base")
+    with overlay.mount("child") as root:
+        (root / "dir" / "old").unlink()
+        (root / "dir").rmdir()
+        (root / "dir").mkdir()
+    changes = overlay.changes("child", method="fast")
+    assert [(change.kind, change.path) for change in changes] == [("D", "/dir/old")]
+
+
 def test_an_export_has_nothing_of_the_driver_in_it(overlay: Store) -> None:
     commit(overlay, "base", None, gone="x")
     overlay.prepare("child", "base")
