@@ -8,7 +8,6 @@ detached mount of a layer, and releases or deletes none of those.
 """
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -191,8 +190,8 @@ class Growable(Protocol):
 class Reserving(Protocol):
     """A driver whose layers share the space of the records, and need some of it even to be removed."""
 
-    def room_to_remove(self) -> AbstractContextManager[None]:
-        """Give up, for the time of a block, a reserve that is kept for when there is no room."""
+    def make_room(self) -> None:
+        """Give up a reserve that is kept for when there is no room; the next layer that is begun takes it again."""
 
 
 @runtime_checkable

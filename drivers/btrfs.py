@@ -24,18 +24,17 @@ from thinpool.btrfs.options import BtrfsOptions
 from thinpool.btrfs.probe import reason_against
 from thinpool.btrfs.tree import Tree
 from thinpool.drivers.base import Context, DriverStatus, Records, Storage, Unsure
+from thinpool.drivers.reserve import Reserve
 from thinpool.errors import ConfigError, LayerInUse, MountError, PoolFailed, PoolFull, TreeError
 from thinpool.filesystem import mounts, syscalls
 from thinpool.filesystem.mounts import MountEntry
 from thinpool.layer.scope import Scope
 from thinpool.model import Usage
-from thinpool.units import MIB, human_size
+from thinpool.units import human_size
 
 _BOOT = "btrfs-boot"
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 _PASSING = "passing"
-_RESERVE = "reserve"
-_RESERVE_BYTES = 2 * MIB
 _ACL_DEFAULT = "system.posix_acl_default"
 _ROOT_MODE = 0o755
 _DELETED = "//deleted"  # what the kernel puts behind the path of a removed directory
@@ -67,8 +66,8 @@ class BtrfsType:
                 os.removexattr(context.directory, _ACL_DEFAULT)
             driver = Btrfs(context.directory, context.records, options)
             undo.callback(driver.close)
-            driver.take_reserve()
-            undo.callback(driver.drop_reserve)
+            driver.reserve.take()
+            undo.callback(driver.reserve.drop)
             driver.settle()
             undo.pop_all()
         return driver
@@ -91,6 +90,7 @@ class Btrfs:
         self._directory = directory
         self._records = records
         self._options = options
+        self.reserve = Reserve(directory, ioctl.commit)
         self._fd = _open_directory(directory)
         try:
             self._device, self._path = _whereabouts(self._fd, directory)
@@ -113,29 +113,10 @@ class Btrfs:
         """Make durable what was made."""
         ioctl.commit(self._fd)
 
-    def take_reserve(self) -> None:
-        """Keep some space, so that layers can be removed when there is none; nothing happens where there is none."""
-        fd = os.open(_RESERVE, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=self._fd)
-        try:
-            if os.fstat(fd).st_size < _RESERVE_BYTES:
-                with suppress(OSError):
-                    os.posix_fallocate(fd, 0, _RESERVE_BYTES)
-        finally:
-            os.close(fd)
-
-    def drop_reserve(self) -> None:
-        """Give the space back; it is free when this returns."""
-        with suppress(FileNotFoundError):
-            os.unlink(_RESERVE, dir_fd=self._fd)
-            ioctl.commit(self._fd)
-
-    @contextmanager
-    def room_to_remove(self) -> Iterator[None]:
-        """Give up the reserve where less than it is free; the next layer that is begun takes it again."""
-        if self._free() < _RESERVE_BYTES:
-            with _explained("make room"):
-                self.drop_reserve()
-        yield
+    def make_room(self) -> None:
+        """Give up the reserve where there is no room without it."""
+        with _explained("make room"):
+            self.reserve.make_room()
 
     def up(self) -> bool:
         """True at the first use after a boot, where deletions may have been undone by a power cut."""
@@ -383,7 +364,7 @@ class Btrfs:
         return room.f_bavail * room.f_frsize
 
     def _require_room(self) -> None:
-        self.take_reserve()
+        self.reserve.take()
         if self._options.min_space and (free := self._free()) < self._options.min_space:
             raise PoolFull(
                 f"{human_size(free)} are free at {self._directory}, less than "

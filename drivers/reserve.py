@@ -1,8 +1,8 @@
 """Room for the records of a removal, where the records are on the file system that the layers fill."""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from thinpool.units import MIB
@@ -16,10 +16,12 @@ class Reserve:
 
     Args:
         directory: where it is.
+        settle: called with the open directory when the file is gone, to have its space free when it returns.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, settle: Callable[[int], None] = os.fsync) -> None:
         self._directory = directory
+        self._settle = settle
 
     def take(self) -> None:
         """Take the space where it is not taken; nothing happens where there is none, or it cannot be taken."""
@@ -27,21 +29,27 @@ class Reserve:
             path = self._directory / _NAME
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
             try:
-                if os.fstat(fd).st_blocks * 512 < _BYTES:
+                if os.fstat(fd).st_size < _BYTES:
                     os.posix_fallocate(fd, 0, _BYTES)
             finally:
                 os.close(fd)
 
-    @contextmanager
-    def given_up(self) -> Iterator[None]:
-        """Give the space up where there is less than that free; it stays so until it is taken again."""
+    def drop(self) -> None:
+        """Give the space up; it is free when this returns.
+
+        Raises:
+            OSError: the file system takes no changes.
+        """
+        with suppress(FileNotFoundError):
+            os.unlink(self._directory / _NAME)
+            fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                self._settle(fd)
+            finally:
+                os.close(fd)
+
+    def make_room(self) -> None:
+        """Give the space up where there is less than that free; raises as `drop`."""
         room = os.statvfs(self._directory)
         if room.f_bavail * room.f_frsize < _BYTES:
-            with suppress(FileNotFoundError):
-                os.unlink(self._directory / _NAME)
-                fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-                try:
-                    os.fsync(fd)  # what is freed can be used when its transaction is written
-                finally:
-                    os.close(fd)
-        yield
+            self.drop()

@@ -9,7 +9,7 @@ import errno
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -133,9 +133,10 @@ class StackDriver:
 
     # -- the whole
 
-    def room_to_remove(self) -> AbstractContextManager[None]:
-        """Give up the reserve, which the next layer that is made takes again."""
-        return self._reserve.given_up()
+    def make_room(self) -> None:
+        """Give up the reserve where there is no room without it."""
+        with _room():
+            self._reserve.make_room()
 
     def require_size(self) -> None:
         """Raise ConfigError where a size is an option, and the file system cannot see to it."""

@@ -84,12 +84,8 @@ def remove(session: Session, name: str) -> None:
     Steps: one durable record that gives the name free and marks the storage; the storage deleted; the record dropped,
     which needs no durability of its own.
     """
-    with session.room_to_remove():
-        session.ready()
-        _remove(session, name)
-
-
-def _remove(session: Session, name: str) -> None:
+    session.make_room()
+    session.ready()
     with session.writer() as mark:
         with session.state.transaction():
             record = session.record(name)

@@ -8,7 +8,7 @@ recovering after a crash are one mechanism.
 
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 
 from thinpool import recovery
 from thinpool.drivers.base import INTENT, Driver, HandleTaken, Reserving, Storage
@@ -166,9 +166,10 @@ class Session:
 
     # -- storage that goes
 
-    def room_to_remove(self) -> AbstractContextManager[None]:
-        """Room for the records of a removal, where all that is stored together with them is full."""
-        return self.driver.room_to_remove() if isinstance(self.driver, Reserving) else nullcontext()
+    def make_room(self) -> None:
+        """Make room for the records of a removal, where all that is stored together with them is full."""
+        if isinstance(self.driver, Reserving):
+            self.driver.make_room()
 
     def refuse_children(self, record: LayerRecord) -> None:
         """Raise LayerInUse, with their names, where a layer has children."""

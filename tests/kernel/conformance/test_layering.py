@@ -11,6 +11,7 @@ import attrs
 import pytest
 
 import tests.kernel.conformance.properties  # noqa: F401 - its scenarios are taken in on import
+from tests.kernel.conformance.drivers import Driver
 from tests.kernel.conformance.layers import exported, facts, look, methods, told
 from tests.kernel.conformance.scenarios import SCENARIOS, Scenario
 from tests.kernel.layer.trees import Tree, content, expected_changes, survey
@@ -18,7 +19,6 @@ from thinpool import Store
 
 pytestmark = pytest.mark.kernel(device_mapper=False)
 
-DEPTH = 1000
 DEEP_NAME = "n" * 5
 
 
@@ -119,17 +119,18 @@ def test_the_128th_layer_reads_like_a_flat_directory(store: Store) -> None:
         assert len(list(root.iterdir())) == len(expected)
 
 
-def test_directories_a_thousand_deep(store: Store) -> None:
+def test_directories_a_thousand_deep(store: Store, driver: Driver) -> None:
     """Deeper than a path can be long."""
+    depth = driver.depth
     store.prepare("base.work")
-    with store.mount("base.work") as root, bottom(root, make=True) as fd:
+    with store.mount("base.work") as root, bottom(root, depth, make=True) as fd:
         write(fd, "file", b"deep")
     store.commit("base", "base.work")
     store.prepare("child", "base")
-    with store.mount("child") as root, bottom(root) as fd:
+    with store.mount("child") as root, bottom(root, depth) as fd:
         write(fd, "file", b"changed")
         write(fd, "new", b"new")
-    below = "/" + "/".join([DEEP_NAME] * DEPTH)
+    below = "/" + "/".join([DEEP_NAME] * depth)
     for method in methods(store):
         assert told(store.changes("child", method=method)) == [("C", f"{below}/file"), ("A", f"{below}/new")]
     store.import_layer("copy", io.BytesIO(exported(store, "base")))
@@ -138,10 +139,10 @@ def test_directories_a_thousand_deep(store: Store) -> None:
 
 
 @contextlib.contextmanager
-def bottom(root: Path, *, make: bool = False) -> Iterator[int]:
+def bottom(root: Path, depth: int, *, make: bool = False) -> Iterator[int]:
     """The lowest of very many directories below each other."""
     fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
-    for _ in range(DEPTH):
+    for _ in range(depth):
         if make:
             os.mkdir(DEEP_NAME, dir_fd=fd)
         below = os.open(DEEP_NAME, os.O_RDONLY | os.O_DIRECTORY, dir_fd=fd)

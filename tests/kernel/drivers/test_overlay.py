@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tarfile
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -498,10 +499,10 @@ def test_usage_is_what_the_directories_occupy(overlay: Store) -> None:
 
 
 def test_a_file_system_that_cannot_carry_layers_is_named(scratch: Path) -> None:
-    out = Path(os.environ["LAB_OUT"])  # a folder of the machine, on a file system that has no devices
-    with pytest.raises(DriverUnsupported, match=r"hostfs|9p"):
-        Store.open(out / "store", "overlay")
-    assert list(out.iterdir()) == []
+    with tempfile.TemporaryDirectory(dir=os.environ["LAB_OUT"]) as out:  # of the machine, where no devices can be made
+        with pytest.raises(DriverUnsupported, match=r"hostfs|9p"):
+            Store.open(Path(out) / "store", "overlay")
+        assert os.listdir(out) == []
     for name in ("lower", "upper", "work", "merged"):
         (scratch / name).mkdir()
     options = f"lowerdir={scratch}/lower,upperdir={scratch}/upper,workdir={scratch}/work"
