@@ -9,6 +9,7 @@ from thinpool.errors import ConfigError
 from thinpool.pool.devices import find_device, find_number
 
 _KERNEL_NAME = re.compile(r"dm-([0-9]{1,7})", re.ASCII)
+_VOLUME = re.compile("/dev/([^/]+)/([^/]+)")
 _LAYERS = 4  # LVM puts one linear device over a pool that it has volumes in; nobody puts many
 
 
@@ -47,7 +48,7 @@ def _look_up(control: Control, given: str) -> DeviceInfo | None:
         try:
             found = os.stat(given)
         except OSError:
-            return None
+            return _look_up_volume(control, given)
         if not stat.S_ISBLK(found.st_mode):
             raise ConfigError(f"dm.thinpooldev={given} is not a block device")
         return find_number(control, (os.major(found.st_rdev), os.minor(found.st_rdev)))
@@ -59,6 +60,15 @@ def _look_up(control: Control, given: str) -> DeviceInfo | None:
         except FileNotFoundError:
             return None
     return info
+
+
+def _look_up_volume(control: Control, given: str) -> DeviceInfo | None:
+    """The device of `/dev/VG/LV` by the name that LVM gives it; it makes no link for a pool with active volumes."""
+    volume = _VOLUME.fullmatch(given)
+    if volume is None:
+        return None
+    group, name = (part.replace("-", "--") for part in volume.groups())
+    return find_device(control, f"{group}-{name}")
 
 
 def _by_number(control: Control, device: str) -> DeviceInfo | None:
