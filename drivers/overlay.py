@@ -30,6 +30,7 @@ from thinpool.drivers.unionoptions import UnionOptions
 from thinpool.drivers.uniontype import UnionType
 from thinpool.errors import MountError
 from thinpool.filesystem import syscalls as sys
+from thinpool.filesystem.mounts import mount_context
 from thinpool.filesystem.threads import apart, own_mounts
 from thinpool.layer import removal
 
@@ -130,15 +131,7 @@ def _in_context(directory: Path, options: Sequence[str], stack: Stack) -> int:
         with inside(directory, limited=stack.limited):
             context = sys.fsopen(_NAME)
             try:
-                sys.fsconfig(context, sys.FSCONFIG_SET_STRING, "source", stack.source)
-                for option in options:
-                    key, equals, value = option.partition("=")
-                    if equals:
-                        sys.fsconfig(context, sys.FSCONFIG_SET_STRING, key, value)
-                    else:
-                        sys.fsconfig(context, sys.FSCONFIG_SET_FLAG, key)
-                sys.fsconfig(context, sys.FSCONFIG_CMD_CREATE)
-                return sys.fsmount(context, sys.MOUNT_ATTR_NOATIME)
+                return mount_context(context, stack.source, options, sys.MOUNT_ATTR_NOATIME)
             finally:
                 os.close(context)
 

@@ -93,7 +93,7 @@ class LockFile:
         """Say, for as long as the block lasts, that a layer is in use; taken under the layer's lock."""
         fd = self._open()
         try:
-            fcntl.fcntl(fd, fcntl.F_OFD_SETLKW, _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, USE_BASE + handle, 1, 0))
+            _lock(fd, USE_BASE + handle, wait=True, shared=True)
             yield
         finally:
             os.close(fd)
@@ -142,8 +142,8 @@ class WriterMark:
             raise
 
 
-def _lock(fd: int, byte: int, *, wait: bool) -> bool:
-    request = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0)
+def _lock(fd: int, byte: int, *, wait: bool, shared: bool = False) -> bool:
+    request = _FLOCK.pack(fcntl.F_RDLCK if shared else fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0)
     try:
         fcntl.fcntl(fd, fcntl.F_OFD_SETLKW if wait else fcntl.F_OFD_SETLK, request)
     except OSError as error:

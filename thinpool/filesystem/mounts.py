@@ -155,21 +155,30 @@ def detached_mount(fs_type: str, source: str, options: Sequence[str] = (), *, re
         reason = "the kernel has no such file system" if error.errno == errno.ENODEV else error.strerror
         raise MountError(f"cannot mount {fs_type} from {source}: {reason}") from error
     try:
-        sys.fsconfig(context, sys.FSCONFIG_SET_STRING, "source", source)
-        for option in options:
-            key, equals, value = option.partition("=")
-            if equals:
-                sys.fsconfig(context, sys.FSCONFIG_SET_STRING, key, value)
-            else:
-                sys.fsconfig(context, sys.FSCONFIG_SET_FLAG, key)
-        sys.fsconfig(context, sys.FSCONFIG_CMD_CREATE)
-        return sys.fsmount(context, attributes)
+        return mount_context(context, source, options, attributes)
     except OSError as error:
         said = "; ".join(_messages(context))
         detail = f"{os.strerror(error.errno or 0)}{f' ({said})' if said else ''}"
         raise MountError(f"cannot mount {fs_type} from {source}: {detail}") from error
     finally:
         os.close(context)
+
+
+def mount_context(context: int, source: str, options: Sequence[str], attributes: int) -> int:
+    """A detached mount of an empty file-system context, as of fsopen(2); source and options as for `detached_mount`.
+
+    Raises:
+        OSError: as fsconfig(2) and fsmount(2).
+    """
+    sys.fsconfig(context, sys.FSCONFIG_SET_STRING, "source", source)
+    for option in options:
+        key, equals, value = option.partition("=")
+        if equals:
+            sys.fsconfig(context, sys.FSCONFIG_SET_STRING, key, value)
+        else:
+            sys.fsconfig(context, sys.FSCONFIG_SET_FLAG, key)
+    sys.fsconfig(context, sys.FSCONFIG_CMD_CREATE)
+    return sys.fsmount(context, attributes)
 
 
 def _messages(context: int) -> Iterator[str]:
