@@ -40,6 +40,8 @@ def pytest_configure(config: pytest.Config) -> None:
     hypothesis.settings.register_profile("default", deadline=None, print_blob=True)
     hypothesis.settings.register_profile("long", deadline=None, print_blob=True, max_examples=2000)
     hypothesis.settings.load_profile("long" if config.getoption("--long") else "default")
+    if config.getoption("--long"):
+        os.environ["THINPOOL_TEST_LONG"] = "1"  # for what is decided when test modules are imported
     if file := config.getoption("--outcomes"):
         config.stash[_OUTCOMES] = outcomes = _Outcomes(Path(file))
         config.pluginmanager.register(outcomes, "outcomes")

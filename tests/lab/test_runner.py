@@ -105,3 +105,19 @@ def test_what_cannot_be_collected_is_a_failure(sample: Path) -> None:
     status, lines = run(sample)
     assert (status, lines[-1]) == (1, "0 passed, 1 failed")
     assert any("no_such_module" in line for line in lines)
+
+
+@pytest.mark.parametrize("asked", ["option", "environment"])
+def test_a_long_run_is_long_on_the_host_and_in_the_lab(
+    sample: Path, asked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (
+        "import os\nimport pytest\nLONG = os.environ.get('THINPOOL_TEST_LONG')\n"
+        "def test_host(long_run): assert LONG == '1' and long_run\n"
+        "@pytest.mark.kernel\ndef test_lab(long_run): assert LONG == '1' and long_run\n"
+    )
+    (sample / "test_sample.py").write_text(text, encoding="utf-8")
+    if asked == "environment":
+        monkeypatch.setenv("THINPOOL_TEST_LONG", "1")
+    status, lines = run(sample, *(["--long"] if asked == "option" else []))
+    assert (status, lines[-1]) == (0, "2 passed, 0 failed")

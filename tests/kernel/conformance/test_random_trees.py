@@ -27,7 +27,7 @@ pytestmark = pytest.mark.kernel(device_mapper=False)
 TREES = 25
 BATCHES = 8
 LONG_BATCHES = 200
-CARRIED = 2
+CARRIED = 8
 LONG_CARRIED = 40
 MAKING = ("create", "mkdir", "link", "symlink", "set_xattr", "chmod", "device")
 
