@@ -92,6 +92,7 @@ class Driver:
         kernel: whether this kernel has what it needs. The driver's own probe is not asked: it is under test.
         in_lab: the lab's kernels have it for certain.
         shares: a child occupies only what differs from its parent.
+        instant: a snapshot of a layer that is written to is of one instant; else it may be refused, or be of several.
         depth: of directories that it can hold; cp(1), by which the example copies, takes no path beyond PATH_MAX.
         module: the source of a module that brings it, for one that comes from another package.
     """
@@ -102,6 +103,7 @@ class Driver:
     kernel: Callable[[str], bool] = has_file_system
     in_lab: bool = True
     shares: bool = True
+    instant: bool = True
     depth: int = 1000
     module: Callable[[], str] | None = None
 
@@ -116,7 +118,15 @@ DRIVERS = (
         kernel=has_thin_pools,
     ),
     Driver("overlay", ext4),
-    Driver("copy", ext4, kernel=has_all, shares=False, depth=600, module=lambda: example("driver", PAGE) + "\n"),
+    Driver(
+        "copy",
+        ext4,
+        kernel=has_all,
+        shares=False,
+        instant=False,
+        depth=600,
+        module=lambda: example("driver", PAGE) + "\n",
+    ),
 )
 
 

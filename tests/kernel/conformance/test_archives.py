@@ -1,19 +1,22 @@
 """Layers carried out of a store and into it: exactly, the same bytes each time, and wholly or not at all."""
 
+import contextlib
 import io
 import os
 import stat
 import tarfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from typing import IO, Self
 
 import pytest
 
+from tests.kernel.conformance.drivers import Driver
 from tests.kernel.conformance.layers import Everything, exported, fill, look, names_in, text, told
 from tests.kernel.layer.trees import content
 from thinpool import Kind, Store
-from thinpool.errors import ArchiveError
+from thinpool.errors import ArchiveError, LayerInUse
 from thinpool.store import Compression
 
 pytestmark = pytest.mark.kernel(device_mapper=False)
@@ -198,3 +201,62 @@ def test_a_writer_that_fails_leaves_the_store_as_it_was(layers: Store) -> None:
         with pytest.raises(io.UnsupportedOperation):
             layers.export_layer("work", failing)
     assert Everything.of(layers) == before
+
+
+class Writer:
+    """Makes files named by their number, one after the other, in two directories by turns, as many as it is let."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._made = 0
+        self._allowed = 0
+        self._news = threading.Condition()
+        self._thread = threading.Thread(target=self._write)
+        for name in ("even", "odd"):
+            (root / name).mkdir()
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.allow(-1)
+        self._thread.join()
+
+    def allow(self, number: int) -> None:
+        """Let it make so many more; after fewer than none it ends."""
+        with self._news:
+            self._allowed = -1 if number < 0 else self._made + number
+            self._news.notify_all()
+
+    def wait_for_more(self, number: int) -> int:
+        """Until so many more files are made; how many there are then."""
+        with self._news:
+            goal = self._made + number
+            self._news.wait_for(lambda: self._made >= goal)
+            return self._made
+
+    def _write(self) -> None:
+        while True:
+            with self._news:
+                self._news.wait_for(lambda: not 0 <= self._allowed <= self._made)
+                if self._allowed < 0:
+                    return
+            (self._root / ("odd" if self._made % 2 else "even") / f"{self._made:06}").touch()
+            with self._news:
+                self._made += 1
+                self._news.notify_all()
+
+
+def test_an_export_of_a_layer_that_is_written_to_is_of_one_instant_or_refused(layers: Store, driver: Driver) -> None:
+    layers.prepare("work", "base")
+    with layers.mount("work") as root, Writer(root) as writer:
+        for _ in range(5):
+            writer.allow(500)
+            before = writer.wait_for_more(20)
+            with contextlib.suppress(LayerInUse):
+                data = exported(layers, "work")
+                with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+                    found = sorted(int(member.name.rpartition("/")[2]) for member in tar if member.isfile())
+                assert before <= len(found)
+                assert found == list(range(len(found))) or not driver.instant
