@@ -16,7 +16,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.kernel.layer.trees import examples, opened, survey
+from tests.kernel.layer.trees import LONG, examples, opened, survey
 from tests.unit.layer.tars import BLOCK, archive, base256, entry, gnu_long, pax, sample
 from thinpool.errors import ThinPoolError
 from thinpool.layer.limits import Limits
@@ -25,6 +25,8 @@ from thinpool.layer.unpack import unpack_layer
 pytestmark = pytest.mark.kernel
 
 LIMITS = Limits(size=64 << 20)
+ROUNDS = 10 if LONG else 1
+"""Of a long run: Hypothesis keeps all examples of one in memory."""
 PARTS = (
     b"a", b"b", b"d", b"out", b"up", b"self", b"in", b"..", b".", b"", b".wh.a", b".wh.d", b".wh.out", b".wh..wh..opq",
     b".wh..", b".wh...", b".wh.", b".wh..wh.plnk", b"file", b"folder", b"\xff", b"n" * 300,
@@ -87,10 +89,10 @@ class Arena:
     def prepare(self) -> None:
         """A layer with links in it that lead out, if they are let."""
         for path in self.root.iterdir():
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
+            if path.is_symlink() or not path.is_dir():
                 path.unlink()
+            else:
+                shutil.rmtree(path)
         for name, target in (("out", str(self.outside)), ("up", "../outside"), ("self", "self"), ("in", "d")):
             (self.root / name).symlink_to(target)
         (self.root / "d").mkdir()
@@ -102,7 +104,7 @@ class Arena:
             unpack_layer(io.BytesIO(data), fd, limits=LIMITS)
 
 
-@pytest.fixture
+@pytest.fixture(params=range(ROUNDS))
 def arena(scratch: Path) -> Iterator[Arena]:
     arena = Arena(scratch / "root", scratch / "outside")
     arena.root.mkdir()
@@ -116,7 +118,7 @@ def arena(scratch: Path) -> Iterator[Arena]:
     assert set(survey(scratch)) == set(everything)
 
 
-@examples(1000)
+@examples(1000, ROUNDS)
 @given(data=archives)
 def test_archives_of_hostile_parts(arena: Arena, data: bytes) -> None:
     before = survey(arena.outside)
@@ -150,7 +152,7 @@ def damaged(draw: st.DrawFn) -> bytes:
     return bytes(data)
 
 
-@examples(1000)
+@examples(1000, ROUNDS)
 @given(data=damaged())
 def test_good_archives_with_damage(arena: Arena, data: bytes) -> None:
     before = survey(arena.outside)
@@ -159,7 +161,7 @@ def test_good_archives_with_damage(arena: Arena, data: bytes) -> None:
     assert survey(arena.outside) == before
 
 
-@examples(100)
+@examples(100, ROUNDS)
 @given(
     data=archives,
     compress=st.sampled_from((gzip.compress, lzma.compress, zstandard.ZstdCompressor().compress)),

@@ -54,11 +54,11 @@ XATTRS = ("user.k", "user.eq=ual", "user.per%cent", "trusted.t", "user.%3D", "se
 CAPABILITY = struct.pack("<IIIII", 0x02000001, 1 << 10, 0, 0, 0)
 
 
-def examples(number: int) -> settings:
-    """So many random examples, 50 times as many in a long run."""
+def examples(number: int, rounds: int = 1) -> settings:
+    """So many random examples, 50 times as many in a long run, in one of several rounds."""
     checks = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]
     return settings(
-        max_examples=50 * number if LONG else number,
+        max_examples=(50 * number if LONG else number) // rounds,
         suppress_health_check=checks,
         phases=[__import__("hypothesis").Phase.generate],
     )
