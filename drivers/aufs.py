@@ -4,17 +4,24 @@ Where layers are is told in `thinpool.drivers.branches`, how they are used in `t
 kernel has aufs; all up to the mount call is tested everywhere, and the rest where /proc/filesystems has it.
 
 **Branches** (aufs(5)) are named relative to a working directory that a short-lived thread has for itself: the upper is
-`rw`, all others are `ro+wh`, read-only with whiteouts that count. mount(2) takes one page of options; what does not fit
-is appended, one branch at a time, before anybody sees the mount, which is made in a mount namespace of the thread's
-own. A kernel is built for 127, 511 or more branches, and does not say for how many; 126 lower ones are what every one
-takes.
+`rw`, all others are `ro+wh`, read-only with whiteouts that count. One mount(2) takes a page of text and, in aufs, a
+page of options as it keeps them, some 80. The other branches are appended, so many at a time, before anybody sees the
+mount, which is made in a mount namespace of the thread's own. A kernel is built for 127, 511 or more branches, and does
+not say for how many; 126 lower ones are what every one takes.
 
-**What is set.** `noplink`: aufs would otherwise keep hard links that copy-up breaks for as long as it is mounted, in
-memory and in bookkeeping files, and they would fall apart with the next mount; so they are broken at once, as overlayfs
-does it, and the upper tells all. `udba=none`: nobody changes directories behind a mount, so nothing is looked up twice.
-`dirperm1`: a directory's permissions are those of the topmost layer that has it. `xino` is the file in which aufs keeps
-inode numbers; it must be where something can be written, and not on the layers: in /dev/shm where that is, which costs
-no disk. aufs unlinks it at once.
+**What is set.** `plink`: hard links are held together (`thinpool.drivers.pseudolinks`), as without it a file that was
+written under one name cannot be written under another. `udba=none`: nobody changes directories behind a mount, so
+nothing is looked up twice. `dirperm1`: a directory's permissions are those of the topmost layer that has it. `acl`:
+access control lists count. `xino` is the file in which aufs keeps inode numbers; it must be where something can be
+written, and not on the layers: in /dev/shm where that is, which costs no disk. aufs unlinks it at once.
+
+**What aufs cannot do**, as seen with aufs 6.1, while it mounts a layer to be written:
+
+- names have 242 bytes at most, and whoever asks for the holes of a file is told of none;
+- a time that is set is cut to whole seconds (what is written, and what is copied up, keeps its fractions), and an
+  attribute that is removed stays, empty: both are done right for an import, which notes them (`thinpool.layer.notes`);
+- the time of a directory in which something is copied up, and the mode of what gets an access control list, are shown
+  as they were until the layer is mounted again; an empty attribute is lost when its file is copied up.
 """
 
 import errno
@@ -22,22 +29,27 @@ import os
 import re
 import secrets
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 
 import attrs
 
-from thinpool.drivers.branches import CONTENTS, WORK
+from thinpool.drivers import pseudolinks
+from thinpool.drivers.base import Storage
+from thinpool.drivers.branches import CONTENTS, WORK, name_of
 from thinpool.drivers.marks import AufsMarks
-from thinpool.drivers.stacking import Stack, inside
+from thinpool.drivers.stacking import Stack, StackDriver, inside
 from thinpool.drivers.unionoptions import UnionOptions
 from thinpool.drivers.uniontype import UnionType
 from thinpool.errors import MountError
 from thinpool.filesystem import syscalls as sys
 from thinpool.filesystem.threads import apart, own_mounts
+from thinpool.layer import notes
 
 _NAME = "aufs"
 _MOST_LOWERS = 126
 _PAGE = 4096
+_MOST_AT_ONCE = 48
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - a file there gets a random name, and is made with O_EXCL
 _BRANCHES = "si_*/br[0-9]*"
 _ESCAPE = re.compile(rb"\\([0-7]{3})")
@@ -82,9 +94,13 @@ class Aufs:
             ) from error
 
     def is_writing(self, directory: Path, name: str) -> bool:
-        """Look whether a mount has the directory as its writable branch."""
+        """Look whether a mount has the directory as its writable branch.
+
+        The kernel shows the branches' paths as far as there are mounts above them, and those that ours were made in are
+        gone: then the path begins at the file system's mount point.
+        """
         upper = os.fsencode(os.path.realpath(directory / CONTENTS / name))
-        return any(path == upper and permission.startswith(b"rw") for path, permission in self._branches())
+        return any(permission.startswith(b"rw") and upper.endswith(path) for path, permission in self._branches())
 
     def _branches(self) -> Sequence[tuple[bytes, bytes]]:
         found = []
@@ -100,23 +116,71 @@ class Aufs:
 
 
 def mount_data(stack: Stack, xino: str, page: int = _PAGE) -> Sequence[str]:
-    """The options of the first mount(2), and those of each remount that appends what does not fit a page."""
+    """The options of the first mount(2), and those of each remount that appends what one call does not take."""
     names = [f"{name}=ro+wh" for name in stack.lowers]
     if stack.upper is not None:
         names.insert(0, f"{stack.upper}=rw")
-    rest = f",xino={xino},noplink,udba=none,dirperm1"
-    first = f"br:{names[0]}"
-    taken = 1
-    for name in names[1:]:
-        if len(first) + len(name) + len(rest) + 2 > page:
-            break
-        first += f":{name}"
-        taken += 1
-    return [first + rest, *(f"append:{name}" for name in names[taken:])]
+    rest = f",xino={xino},plink,udba=none,dirperm1,acl"
+    first = _first_few(names, page - len("br:") - len(rest))
+    data = ["br:" + ":".join(first) + rest]
+    more = [f"append:{name}" for name in names[len(first) :]]
+    while more:
+        portion = _first_few(more, page)
+        data.append(",".join(portion))
+        del more[: len(portion)]
+    return data
+
+
+def _first_few(words: Sequence[str], room: int) -> Sequence[str]:
+    """As many words as one call takes, in so many bytes with one more for each."""
+    ends = accumulate(len(word) + 1 for word in words[:_MOST_AT_ONCE])
+    return words[: max(sum(end <= room for end in ends), 1)]
 
 
 def _xino_place() -> str:
     return str(_SHARED_MEMORY) if _SHARED_MEMORY.is_dir() else "../t"
 
 
-TYPE = UnionType(_NAME, Aufs)
+class AufsDriver(StackDriver):
+    """Layers stacked by aufs, with all that an import brings, and hard links that outlive the mount."""
+
+    def join(self, handle: int, mount: int | None) -> None:
+        """Join hard links that only the mount holds together."""
+        with self._branches.opened(name_of(handle)) as upper:
+            numbers = pseudolinks.pending(upper)
+        if not numbers:
+            return
+        fd = self._uses.clone(handle, self._options.attributes) if mount is None else os.dup(mount)
+        if fd is None:
+            return
+        try:
+            pseudolinks.join(fd, numbers)
+        finally:
+            os.close(fd)
+
+    def flush(self, active: Storage) -> None:
+        """Join hard links first, where the layer is in use."""
+        if self._is_writing(active.handle):
+            self.join(active.handle, None)
+        super().flush(active)
+
+    def _make_work(self, handle: int, *, limited: bool) -> None:
+        self._forget_links(handle)
+        super()._make_work(handle, limited=limited)
+
+    def _forget_work(self, handle: int) -> None:
+        self._forget_links(handle)
+        super()._forget_work(handle)
+
+    def _forget_links(self, handle: int) -> None:
+        with self._branches.opened(name_of(handle)) as upper:
+            pseudolinks.forget(upper)
+
+    def settle(self, handle: int) -> None:
+        """Do in the layer's directory what an import could not do through the mount."""
+        with self._branches.opened(name_of(handle)) as fd:
+            notes.settle(fd)
+            sys.syncfs(fd)
+
+
+TYPE = UnionType(_NAME, Aufs, AufsDriver)

@@ -19,8 +19,8 @@ from thinpool.model import Usage
 from thinpool.pool.health import PoolStatus
 
 __all__ = [
-    "INTENT", "BlockDevices", "Context", "Driver", "DriverStatus", "DriverType", "Growable", "HandleTaken",
-    "Looking", "PoolStatus", "Records", "Reserving", "Sealing", "Storage", "Tracking", "Unsure",
+    "INTENT", "BlockDevices", "Context", "Driver", "DriverStatus", "DriverType", "Growable", "HandleTaken", "Joining",
+    "Looking", "PoolStatus", "Records", "Reserving", "Sealing", "Settling", "Storage", "Tracking", "Unsure",
 ]  # fmt: skip
 
 INTENT = "intent"
@@ -204,6 +204,27 @@ class Sealing(Protocol):
 
     def seal(self, handle: int) -> None:
         """Make storage that nobody uses immutable, durably."""
+
+
+@runtime_checkable
+class Joining(Protocol):
+    """A driver of whose writable mounts some of what is seen is nowhere else yet."""
+
+    def join(self, handle: int, mount: int | None) -> None:
+        """Write that to the storage, before a mount ends.
+
+        Args:
+            handle: the layer.
+            mount: the mount, where it is a detached one; None for one that is in a mount table.
+        """
+
+
+@runtime_checkable
+class Settling(Protocol):
+    """A driver whose mounts cannot do all that its storage can: an import notes the rest (`thinpool.layer.notes`)."""
+
+    def settle(self, handle: int) -> None:
+        """Do what is noted in storage that nobody uses, durably."""
 
 
 @runtime_checkable

@@ -163,6 +163,7 @@ class Branches:
             self._press(above)
         self._begin(handle, above)
         with self.opened(name_of(handle)) as fd:
+            self._marks.prepare(fd)
             if above is None:
                 os.fchmod(fd, 0o755)
             else:

@@ -62,9 +62,10 @@ def scope(uppers: Iterable[Opened], common: int, branches: Branches, stack: Iter
         if not wanted:
             break
         with branches.opened(name) as root:
-            here = {inode: file for inode, file in wanted.items() if _is_at(root, file.example, inode)}
+            at = {inode: _inode_at(root, file) for inode, file in wanted.items()}
+            here = {inode: place for inode, place in at.items() if place is not None}
             if here:
-                _find_names(root, here, found)
+                _find_names(root, {place: wanted[inode] for inode, place in here.items()}, found)
                 for inode in here:
                     del wanted[inode]
     if wanted:
@@ -125,13 +126,15 @@ class _Survey:
         self._path = self._path[: self._path.rfind(b"/", 0, -1) + 1]
 
 
-def _is_at(root: int, path: bytes, inode: int) -> bool:
-    if len(path) > _LONGEST_PATH:
+def _inode_at(root: int, file: _Shared) -> int | None:
+    """The inode that a file has in an upper, if it is in that one; a mount may show another number."""
+    if len(file.example) > _LONGEST_PATH:
         raise Unsure("a file with several names lies very deep")
     try:
-        return os.stat(path, dir_fd=root, follow_symlinks=False).st_ino == inode
+        status = os.stat(file.example, dir_fd=root, follow_symlinks=False)
     except OSError:
-        return False
+        return None
+    return status.st_ino if status.st_nlink == file.links else None
 
 
 def _find_names(root: int, files: dict[int, _Shared], found: Scope) -> None:

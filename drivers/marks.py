@@ -22,6 +22,7 @@ from thinpool.layer.whiteouts import BOOKKEEPING, OPAQUE, PREFIX
 
 _HIDE = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 _AUFS_WHITEOUT_MODE = 0o444
+_BASE, _LINKS, _ORPHANS = (BOOKKEEPING + name for name in (b"aufs", b"plnk", b"orph"))
 
 
 @attrs.frozen
@@ -59,6 +60,9 @@ class Marks(Protocol):
 
     def seal(self, fd: int) -> None:
         """Make an open directory opaque."""
+
+    def prepare(self, fd: int) -> None:
+        """Make in a new upper what the file system makes in it itself when it is first mounted, if it does."""
 
 
 @attrs.frozen
@@ -104,6 +108,9 @@ class OverlayMarks:
         """Set the attribute."""
         os.setxattr(fd, self._opaque, b"y")
 
+    def prepare(self, fd: int) -> None:
+        """It makes nothing."""
+
 
 @attrs.frozen
 class AufsMarks:
@@ -141,6 +148,15 @@ class AufsMarks:
     def seal(self, fd: int) -> None:
         """Make the file."""
         os.close(os.open(OPAQUE, _HIDE, _AUFS_WHITEOUT_MODE, dir_fd=fd))
+
+    def prepare(self, fd: int) -> None:
+        """Make the file that whiteouts are links to, and the directories of hard links and of what is deleted in use.
+
+        Else the first mount would change the time of the root directory.
+        """
+        os.close(os.open(_BASE, _HIDE, _AUFS_WHITEOUT_MODE, dir_fd=fd))
+        for name in (_LINKS, _ORPHANS):
+            os.mkdir(name, 0o700, dir_fd=fd)
 
 
 def _is_whiteout(status: stat_result) -> bool:

@@ -26,10 +26,12 @@ class UnionType:
     Attributes:
         name: the driver's name, and the file system's.
         union: makes one with some options.
+        driver: makes the driver of a store.
     """
 
     name: str
     union: Callable[[UnionOptions], Union]
+    driver: Callable[[Union, Context, UnionOptions], StackDriver] = StackDriver
 
     def probe(self, root: Path) -> str | None:
         """Stack two directories on the root's file system, and see whether a whiteout hides what it should.
@@ -74,7 +76,7 @@ class UnionType:
         return self._opened(context, recorded.replaced_by(context.given, self.name))
 
     def _opened(self, context: Context, options: UnionOptions) -> StackDriver:
-        driver = StackDriver(self.union(options), context, options)
+        driver = self.driver(self.union(options), context, options)
         try:
             driver.require_size()
         except BaseException:

@@ -16,7 +16,7 @@ from typing import IO, Self
 import attrs
 
 from thinpool import recovery
-from thinpool.drivers.base import Sealing
+from thinpool.drivers.base import Sealing, Settling
 from thinpool.errors import LayerInUse, LayerNotFound, PoolFailed, PoolFull
 from thinpool.filesystem.syscalls import syncfs
 from thinpool.layer.limits import Limits
@@ -65,13 +65,23 @@ class Filling:
         self, name: str, archive: IO[bytes], parent: LayerRecord | None, labels: Mapping[str, str] | None, how: Handling
     ) -> tuple[LayerRecord, UnpackResult]:
         """Make a layer on a committed one, or on one that was added before: its record as it will be."""
+        driver = self._session.driver
         record = self._begin(name, parent, labels)
         with attached(self._session, record, read_only=False) as fd, tree(fd) as root, _explained(name):
-            result = unpack_layer(archive, root, limits=how.limits, devices=how.devices, progress=how.progress)
+            result = unpack_layer(
+                archive,
+                root,
+                limits=how.limits,
+                devices=how.devices,
+                noting=isinstance(driver, Settling),
+                progress=how.progress,
+            )
             syncfs(root)
         self._session.release_wholly(record)
-        if isinstance(self._session.driver, Sealing):
-            self._session.driver.seal(record.handle)
+        if isinstance(driver, Settling):
+            driver.settle(record.handle)
+        if isinstance(driver, Sealing):
+            driver.seal(record.handle)
         for warning in result.warnings:
             _LOG.warning("%s: %s", name, warning)
         return attrs.evolve(record, phase="ready"), result

@@ -14,7 +14,7 @@ from typing import Self
 import attrs
 
 from thinpool import volumes
-from thinpool.drivers.base import BlockDevices, Looking, Storage
+from thinpool.drivers.base import BlockDevices, Joining, Looking, Storage
 from thinpool.errors import DriverUnsupported, LayerInUse, LayerNotFound, MountError
 from thinpool.filesystem import mounts
 from thinpool.filesystem.syscalls import is_mount_root
@@ -90,9 +90,12 @@ def attached(session: Session, record: LayerRecord, *, read_only: bool) -> Itera
     It is in nobody's mount table, and gone if we die; whoever asks finds the layer in use.
     """
     with session.locks.use(record.handle):
-        fd = session.driver.attach(storage(record), read_only=read_only)
+        driver = session.driver
+        fd = driver.attach(storage(record), read_only=read_only)
         try:
             yield fd
+            if isinstance(driver, Joining) and record.kind is not Kind.VIEW and not read_only:
+                driver.join(record.handle, fd)
         finally:
             os.close(fd)
 
@@ -342,6 +345,8 @@ def _unmount(session: Session, handle: int, target: Path) -> None:
 def _take_off(session: Session, handle: int, target: Path) -> None:
     """Unmount a layer with its volumes, or neither."""
     record = session.state.by_handle(handle)
+    if record is not None and record.kind is Kind.ACTIVE and isinstance(session.driver, Joining):
+        session.driver.join(handle, None)
     inside = () if record is None else record.volumes
     if not inside or _topmost(session, target) != handle:
         mounts.unmount(target)

@@ -12,6 +12,7 @@ import attrs
 from thinpool.errors import ArchiveError
 from thinpool.layer import removal, xattrs
 from thinpool.layer.inodes import InodeSet
+from thinpool.layer.notes import Writer
 from thinpool.layer.openat2 import Resolver
 from thinpool.layer.text import shown
 from thinpool.layer.times import DirectoryTimes
@@ -64,8 +65,9 @@ class Target:
     In a path longer than PATH_MAX, which the kernel does not take whole, no link is followed. Missing parents are made.
     """
 
-    def __init__(self, root: int) -> None:
+    def __init__(self, root: int, writer: Writer) -> None:
         """Open the root, which stays the caller's."""
+        self.writer = writer
         self.times = DirectoryTimes()
         self.umask = _umask()
         self._root_fd = os.open(".", DIRECTORY, dir_fd=root)
@@ -147,7 +149,7 @@ class Target:
             except (FileNotFoundError, ArchiveError):
                 continue  # replaced by a later entry
             if status.st_ino == inode and stat.S_ISDIR(status.st_mode):
-                os.utime(name or b".", ns=(time_ns, time_ns), dir_fd=fd, follow_symlinks=False)
+                self.writer.set_time_at(fd, name or b".", time_ns)
 
     # -- what is there already
 

@@ -17,6 +17,7 @@ from thinpool.errors import ArchiveError, PoolFull, UnsafeArchive
 from thinpool.layer import whiteouts, xattrs
 from thinpool.layer.compression import Source
 from thinpool.layer.limits import Limits
+from thinpool.layer.notes import Writer
 from thinpool.layer.paths import clean
 from thinpool.layer.reader import Member, TarReader
 from thinpool.layer.removal import is_full
@@ -64,6 +65,7 @@ def unpack_layer(
     *,
     limits: Limits | None = None,
     devices: bool = True,
+    noting: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> UnpackResult:
     """Write a layer archive below a directory.
@@ -75,6 +77,7 @@ def unpack_layer(
         root: the layer's root directory, as a descriptor; may hold what the parent layers have.
         limits: what the archive may ask for.
         devices: make device nodes; False leaves them out, with a warning.
+        noting: leave notes for `thinpool.layer.notes.settle`, which is called when nothing else can see the layer.
         progress: called with the number of bytes of the archive read so far.
 
     Raises:
@@ -85,7 +88,7 @@ def unpack_layer(
     bounds = Limits() if limits is None else limits
     source = Source(fileobj, bounds, progress)
     reader = TarReader(source.chunks(), bounds)
-    with Target(root) as target:
+    with Target(root, Writer(noting=noting)) as target:
         unpacker = _Unpacker(target, reader, devices=devices)
         for member in reader.members():
             try:
@@ -158,7 +161,7 @@ class _Unpacker:
             os.fchmod(directory.fd, member.mode)
             for name in xattrs.read(directory.fd):
                 if name not in member.xattrs:
-                    os.removexattr(directory.fd, name)
+                    self._target.writer.remove_attribute(directory.fd, name)
         self._set_xattrs(directory.fd, path, member)
         acl = xattrs.ACL_DEFAULT in member.xattrs
         self._target.changed(path, directory, setgid=bool(member.mode & stat.S_ISGID), acl=acl)
@@ -181,7 +184,7 @@ class _Unpacker:
             if member.mode & (self._target.umask | 0o7000) or not parent.plain:
                 os.fchmod(fd, member.mode)
             self._set_xattrs(fd, path, member)
-            os.utime(fd, ns=(member.mtime_ns, member.mtime_ns))
+            self._target.writer.set_time(fd, member.mtime_ns)
         finally:
             os.close(fd)
         self.size += member.size
@@ -242,7 +245,7 @@ class _Unpacker:
         if member.uid or member.gid or not parent.plain:
             os.chown(name, member.uid, member.gid, dir_fd=parent.fd, follow_symlinks=False)
         self._set_xattrs(xattrs.path_of(parent.fd, name), path, member)
-        os.utime(name, ns=(member.mtime_ns, member.mtime_ns), dir_fd=parent.fd, follow_symlinks=False)
+        self._target.writer.set_time_at(parent.fd, name, member.mtime_ns)
 
     def _special(self, parent: Directory, name: bytes, path: bytes, member: Member) -> None:
         mode = _SPECIAL[member.type] | member.mode
@@ -261,7 +264,7 @@ class _Unpacker:
         # the name was made here, and is no link: following it is going nowhere else
         os.chmod(file, member.mode)
         self._set_xattrs(file, path, member)
-        os.utime(name, ns=(member.mtime_ns, member.mtime_ns), dir_fd=parent.fd, follow_symlinks=False)
+        self._target.writer.set_time_at(parent.fd, name, member.mtime_ns)
 
     def _set_xattrs(self, file: int | str, path: bytes, member: Member) -> None:
         for name, value in member.xattrs.items():

@@ -10,8 +10,13 @@ from collections.abc import Mapping
 
 # selinux labels are the host's policy, the rest is bookkeeping of overlayfs (fs/overlayfs/overlayfs.h) and properties
 # of one file system; a layer that could carry overlay's own would redirect lookups once it is mounted as a lower layer
-_FOREIGN = ("security.selinux", "trusted.overlay.", "user.overlay.", "btrfs.")
+OWN = "trusted.thinpool."
+"""What the names of attributes begin with that are of no layer, but of thinpool itself."""
+
+_FOREIGN = ("security.selinux", "trusted.overlay.", "user.overlay.", "btrfs.", OWN)
 _ACLS = ("system.posix_acl_access", "system.posix_acl_default")
+
+_CAPABILITY = "security.capability"
 
 ACL_ACCESS, ACL_DEFAULT = _ACLS
 
@@ -39,7 +44,15 @@ def read(file: int | str) -> Mapping[str, bytes]:
         raise
     if not names:
         return {}
-    return {name: os.getxattr(file, name, follow_symlinks=follow) for name in sorted(names) if belongs(name)}
+    found = {}
+    for name in sorted(names):
+        if belongs(name):
+            try:
+                found[name] = os.getxattr(file, name, follow_symlinks=follow)
+            except OSError as error:
+                if error.errno != errno.EINVAL or name != _CAPABILITY:
+                    raise  # no capability that the kernel knows: it grants nothing
+    return found
 
 
 def write(file: int | str, name: str, value: bytes) -> bool:

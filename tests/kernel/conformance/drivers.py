@@ -92,6 +92,9 @@ class Driver:
         kernel: whether this kernel has what it needs. The driver's own probe is not asked: it is under test.
         in_lab: the lab's kernels have it for certain.
         shares: a child occupies only what differs from its parent.
+        coherent: a mount shows of what was changed through it what the next mount will; else times of directories,
+            modes and attributes may come out when a layer is mounted again.
+        tells_holes: whoever asks for the holes of a file is told of them.
         instant: a snapshot of a layer that is written to is of one instant; else it may be refused, or be of several.
         depth: of directories that it can hold; cp(1), by which the example copies, takes no path beyond PATH_MAX.
         module: the source of a module that brings it, for one that comes from another package.
@@ -103,13 +106,15 @@ class Driver:
     kernel: Callable[[str], bool] = has_file_system
     in_lab: bool = True
     shares: bool = True
+    coherent: bool = True
+    tells_holes: bool = True
     instant: bool = True
     depth: int = 1000
     module: Callable[[], str] | None = None
 
 
 DRIVERS = (
-    Driver("aufs", ext4, in_lab=False),
+    Driver("aufs", ext4, in_lab=False, coherent=False, tells_holes=False),
     Driver("btrfs", btrfs),
     Driver(
         "devicemapper",

@@ -2,6 +2,7 @@
 
 import io
 import os
+import stat
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -45,6 +46,22 @@ def facts(tree: Tree) -> Facts:
         if not entry.directory:
             names[entry.inode].append(path)
     return {path: (entry.what, entry.mtime_ns, names[entry.inode]) for path, entry in tree.items()}
+
+
+def contents(tree: Tree) -> dict[bytes, tuple[object, ...]]:
+    """The type of every path, the data of files, and which paths are one file."""
+    names = defaultdict(list)
+    for path, entry in sorted(tree.items()):
+        if not entry.directory:
+            names[entry.inode].append(path)
+    return {
+        path: (
+            stat.S_IFMT(entry.mode),
+            entry.what[3:5] if entry.mode and stat.S_ISREG(entry.mode) else (),
+            names[entry.inode],
+        )
+        for path, entry in tree.items()
+    }
 
 
 def names_in(store: Store) -> set[str]:

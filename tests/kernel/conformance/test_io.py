@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.kernel.conformance.drivers import Driver
 from tests.kernel.conformance.layers import fill, told
 from thinpool import Store
 
@@ -140,14 +141,15 @@ def test_a_file_is_the_same_file_after_the_first_write(root: Path) -> None:
     assert (after.st_dev, after.st_ino) == (before.st_dev, before.st_ino)
 
 
-def test_holes_are_kept_and_found(root: Path) -> None:
+def test_holes_are_kept_and_found(root: Path, driver: Driver) -> None:
     fd = os.open(root / "sparse", os.O_RDWR | os.O_CREAT)
     try:
         os.pwrite(fd, b"end", 8 << 20)
         os.fsync(fd)
         assert os.pread(fd, 100, 4 << 20) == bytes(100)
-        assert os.lseek(fd, 0, os.SEEK_DATA) >= (8 << 20) - 65_536
-        assert os.lseek(fd, 0, os.SEEK_HOLE) == 0
+        if driver.tells_holes:
+            assert os.lseek(fd, 0, os.SEEK_DATA) >= (8 << 20) - 65_536
+            assert os.lseek(fd, 0, os.SEEK_HOLE) == 0
         assert os.fstat(fd).st_blocks * 512 < 1 << 20
     finally:
         os.close(fd)

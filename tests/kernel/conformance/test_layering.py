@@ -12,7 +12,7 @@ import pytest
 
 import tests.kernel.conformance.properties  # noqa: F401 - its scenarios are taken in on import
 from tests.kernel.conformance.drivers import Driver
-from tests.kernel.conformance.layers import exported, facts, look, methods, told
+from tests.kernel.conformance.layers import contents, exported, facts, look, methods, told
 from tests.kernel.conformance.scenarios import SCENARIOS, Scenario
 from tests.kernel.layer.trees import Tree, content, expected_changes, survey
 from thinpool import Store
@@ -31,7 +31,7 @@ class Step:
     tree: Tree
 
 
-def play(store: Store, begin: Callable[[Path], Scenario]) -> list[Step]:
+def play(store: Store, driver: Driver, begin: Callable[[Path], Scenario]) -> list[Step]:
     """Make the layers of a scenario; each begins as its parent was, and is committed with what was seen in it."""
     steps: list[Step] = []
     running: Scenario | None = None
@@ -51,15 +51,19 @@ def play(store: Store, begin: Callable[[Path], Scenario]) -> list[Step]:
             except StopIteration:
                 going_on = False
             tree = survey(root)
-        steps.append(Step(f"layer-{len(steps)}", above, tree))
-        store.commit(steps[-1].name, "work")
+        name = f"layer-{len(steps)}"
+        store.commit(name, "work")
+        if not driver.coherent:
+            seen, tree = tree, look(store, name)
+            assert contents(tree) == contents(seen)
+        steps.append(Step(name, above, tree))
         if not going_on:
             return steps
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__)
-def test_scenario(store: Store, scenario: Callable[[Path], Scenario]) -> None:
-    steps = play(store, scenario)
+def test_scenario(store: Store, driver: Driver, scenario: Callable[[Path], Scenario]) -> None:
+    steps = play(store, driver, scenario)
     store.view("view", steps[-1].name)
     assert facts(look(store, "view")) == facts(steps[-1].tree)
     for step in steps:

@@ -104,6 +104,13 @@ class Entry:
     socket: bool
     plain: bool
 
+    @property
+    def mode(self) -> int:
+        """Type and permissions."""
+        mode = self.what[0]
+        assert isinstance(mode, int)
+        return mode
+
 
 Tree = Mapping[bytes, Entry]
 
@@ -170,6 +177,18 @@ def _links(tree: Tree, path: bytes, common: Iterable[bytes]) -> set[bytes]:
     return {other for other in common if not tree[other].directory and tree[other].inode == own.inode}
 
 
+def _attributes(path: bytes) -> dict[str, bytes]:
+    found = {}
+    for name in os.listxattr(path, follow_symlinks=False):
+        if belongs(name):
+            try:
+                found[name] = os.getxattr(path, name, follow_symlinks=False)
+            except OSError as error:
+                if error.errno != errno.EINVAL or name != "security.capability":
+                    raise  # what aufs leaves of one that was removed, and no kernel takes for one
+    return found
+
+
 def _entry(path: bytes) -> Entry:
     status = os.lstat(path)
     mode = status.st_mode
@@ -181,8 +200,7 @@ def _entry(path: bytes) -> Entry:
         what.append(os.readlink(path))
     elif stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
         what.append(status.st_rdev)
-    names = [name for name in os.listxattr(path, follow_symlinks=False) if belongs(name)]
-    what.append({name: os.getxattr(path, name, follow_symlinks=False) for name in names})
+    what.append(_attributes(path))
     if not stat.S_ISDIR(mode):
         what.append(status.st_mtime_ns)
     return Entry(
@@ -201,8 +219,9 @@ def _entry(path: bytes) -> Entry:
 class Mutator:
     """Carries out steps on a tree; a step that the tree or the file system refuses does nothing."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, longest: int = 0) -> None:
         self._root = os.fsencode(root)
+        self._longest = longest or os.statvfs(root).f_namemax
         self._counter = 0
 
     def run(self, steps: Iterable[Step]) -> None:
@@ -237,7 +256,7 @@ class Mutator:
         return _pick(self._paths()[1], step.y)
 
     def _new(self, step: Step) -> bytes:
-        return self._directory(step) + b"/" + _pick(NAMES, step.z)
+        return self._directory(step) + b"/" + _pick(NAMES, step.z)[: self._longest]
 
     # -- operations
 

@@ -13,7 +13,7 @@ from thinpool.drivers.marks import AufsMarks
 from thinpool.drivers.stacking import Stack
 from thinpool.layer.scope import Place
 
-_REST = ",xino=/dev/shm/x.xino,noplink,udba=none,dirperm1"
+_REST = ",xino=/dev/shm/x.xino,plink,udba=none,dirperm1,acl"
 
 
 def test_branches_are_named_the_topmost_first() -> None:
@@ -25,19 +25,23 @@ def test_branches_are_named_the_topmost_first() -> None:
 @given(
     names=st.lists(st.text("abc", min_size=1, max_size=6), min_size=1, max_size=130),
     upper=st.one_of(st.none(), st.just("up")),
-    page=st.integers(80, 400),
+    page=st.integers(100, 400),
 )
 def test_what_does_not_fit_a_page_is_appended_in_order(names: list[str], upper: str | None, page: int) -> None:
     first, *more = mount_data(Stack("s", names, upper=upper), "/dev/shm/x.xino", page)
     assert len(first) < page
     assert first.endswith(_REST)
     named = first.removeprefix("br:").removesuffix(_REST).split(":")
-    assert all(data.startswith("append:") for data in more)
-    named += [data.removeprefix("append:") for data in more]
+    assert all(len(data) < page for data in more)
+    appended = [option for data in more for option in data.split(",")]
+    assert all(option.startswith("append:") for option in appended)
+    named += [option.removeprefix("append:") for option in appended]
     expected = [f"{name}=ro+wh" for name in names]
     assert named == ([f"{upper}=rw", *expected] if upper else expected)
-    if more:
-        assert len(first) + 1 + len(more[0].removeprefix("append:")) >= page - 1
+    calls = [named[: len(named) - len(appended)], *(data.split(",") for data in more)]
+    for data, words, following in zip([first, *more], calls, calls[1:], strict=False):
+        next_one = following[0].removeprefix("append:") if data is first else following[0]
+        assert len(words) == 48 or len(data) + 1 + len(next_one) >= page
 
 
 def test_the_kernels_books_tell_who_writes(tmp_path: Path) -> None:
