@@ -21,6 +21,7 @@ from thinpool.pool.health import PoolStatus
 __all__ = [
     "INTENT", "BlockDevices", "Context", "Driver", "DriverStatus", "DriverType", "Growable", "HandleTaken", "Joining",
     "Looking", "PoolStatus", "Records", "Reserving", "Sealing", "Settling", "Storage", "Tracking", "Unsure",
+    "Vouching",
 ]  # fmt: skip
 
 INTENT = "intent"
@@ -235,6 +236,21 @@ class Looking(Protocol):
         """A detached mount as of `attach`, for reading only, of storage that nobody writes to.
 
         Whoever mounts and writes the storage meanwhile is not hindered; what is seen of that is not said.
+        """
+
+
+@runtime_checkable
+class Vouching(Protocol):
+    """A driver that can tell beforehand what a snapshot of a layer in use would be worth."""
+
+    def vouch(self, active: Storage) -> bool:
+        """Do as `flush` does, and say whether a snapshot of this moment will be a clean file system.
+
+        Returns:
+            False where the layer is in use as a block device, so that a snapshot is what a power cut would leave.
+
+        Raises:
+            PoolFailed: the file system has failed, so that a snapshot would lack what was written to it.
         """
 
 

@@ -4,7 +4,6 @@ The handle of a layer is its thin id. A thin device is active only while somebod
 `PREFIX-HANDLE`, where the prefix comes from the root directory, so that two stores never meet.
 """
 
-import errno
 import os
 import secrets
 import shutil
@@ -20,6 +19,7 @@ from thinpool.dm.device import device_path
 from thinpool.drivers.base import INTENT, Context, DriverStatus, HandleTaken, Storage
 from thinpool.drivers.naming import store_prefix
 from thinpool.drivers.thinbase import Base
+from thinpool.drivers.thinuse import is_claimed, settle
 from thinpool.errors import (
     ConfigError,
     DeviceMapperError,
@@ -29,7 +29,7 @@ from thinpool.errors import (
     NotPermitted,
     PoolFailed,
 )
-from thinpool.filesystem import mounts, syscalls
+from thinpool.filesystem import mounts
 from thinpool.filesystem.formats import FileSystem, file_system
 from thinpool.filesystem.mounts import MountEntry
 from thinpool.metadata import Books, read_books
@@ -38,7 +38,7 @@ from thinpool.pool import PoolIdentity, PoolOptions, PoolStatus, ThinIdTaken, Th
 from thinpool.pool.backing import FILES
 from thinpool.pool.discard import give_back
 from thinpool.pool.options import Way
-from thinpool.pool.pool import NOTE, WRITTEN
+from thinpool.pool.pool import HELD, NOTE, WRITTEN
 from thinpool.units import format_size
 
 _BEGUN = "pool-begun"
@@ -166,6 +166,7 @@ class Devicemapper:
 
     def close(self) -> None:
         """Let go of what this process holds; pool and devices stay."""
+        self._thins.close()
         self._control.close()
 
     @property
@@ -248,13 +249,12 @@ class Devicemapper:
 
     def flush(self, active: Storage) -> None:
         """Sync the file system, where the layer is in use; it is frozen later, and there is less to write then."""
-        if not self._thins.is_open(active.handle):
-            return
-        with (
-            suppress(LayerInUse, MountError),
-            self._tree(active) as root,
-        ):  # open as a device: only its user can sync it
-            syscalls.syncfs(root)
+        with suppress(PoolFailed):
+            self.vouch(active)
+
+    def vouch(self, active: Storage) -> bool:
+        """The same, and say what a copy would be worth."""
+        return settle(self._thins, active.handle, self._file_system.name)
 
     def delete(self, handle: int) -> bool:
         """Delete a thin device, deactivated first where it is active."""
@@ -327,7 +327,7 @@ class Devicemapper:
         """The device, active, and open as a block device by nobody if it can be written."""
         info = self._thins.activate(storage.handle, storage.size, read_only=storage.immutable)
         device = device_path(info)
-        if info.open_count and not storage.immutable and not _is_claimed(device):
+        if info.open_count and not storage.immutable and not is_claimed(device):
             raise LayerInUse(f"{device} is open as a block device by another process, which a mount would corrupt")
         return device
 
@@ -338,7 +338,7 @@ class Devicemapper:
         """Activate the layer's device and hold it open; refused where it is mounted and can be written."""
         info = self._thins.activate(storage.handle, storage.size, read_only=storage.immutable)
         device = device_path(info)
-        if info.open_count and not storage.immutable and _is_claimed(device):
+        if info.open_count and not storage.immutable and is_claimed(device):
             raise LayerInUse(f"{device} is mounted; a block device and a mount of it would corrupt each other")
         return device, os.open(device, os.O_RDONLY | os.O_CLOEXEC)
 
@@ -370,8 +370,8 @@ class Devicemapper:
         return self._thins.number_of(entry.device) if entry.source.startswith("/dev/dm-") else None
 
     def mend(self) -> None:
-        """Resume what was left suspended, and release the metadata snapshot that was left reserved."""
-        self._thins.resume_suspended()
+        """Resume what was left held, and release the metadata snapshot that was left reserved."""
+        self._thins.resume_held()
         self._pool.release_metadata_snapshot()
 
     def status(self) -> DriverStatus:
@@ -397,17 +397,6 @@ class Devicemapper:
 
 def _remove_files(directory: Path) -> None:
     shutil.rmtree(directory / WRITTEN, ignore_errors=True)
-    for name in (*FILES, NOTE):
+    for name in (*FILES, NOTE, HELD):
         (directory / name).unlink(missing_ok=True)
     directory.rmdir()
-
-
-def _is_claimed(device: Path) -> bool:
-    """Whether a mount, or whoever else opened it exclusively, has a block device (O_EXCL in open(2))."""
-    try:
-        os.close(os.open(device, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC))
-    except OSError as error:
-        if error.errno != errno.EBUSY:
-            raise
-        return True
-    return False

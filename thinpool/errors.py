@@ -14,6 +14,7 @@ __all__ = [
     "DeviceMapperError",
     "DeviceUnsafe",
     "DriverUnsupported",
+    "HookFailed",
     "InvalidName",
     "LayerExists",
     "LayerInUse",
@@ -145,6 +146,10 @@ class MountError(ThinPoolError):
 
 class ToolError(ThinPoolError):
     """An external tool (mkfs, fsck, ...) is missing or failed; the message holds what it said."""
+
+
+class HookFailed(ThinPoolError):
+    """A freeze hook failed or took too long: nothing was committed."""
 
 
 class DeviceMapperError(ThinPoolError, OSError):

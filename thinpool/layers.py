@@ -2,17 +2,21 @@
 
 import time
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import attrs
 
 from thinpool import recovery
-from thinpool.drivers.base import Sealing
+from thinpool.drivers.base import Sealing, Vouching
 from thinpool.errors import ConfigError, LayerInUse, WrongKind
 from thinpool.model import Kind, Layer
 from thinpool.mounting import targets
 from thinpool.session import Session, storage
 from thinpool.state import LayerRecord
 from thinpool.units import human_size
+
+if TYPE_CHECKING:
+    from thinpool.quiescing import Quiesce
 
 _PASSING_SECONDS = 0.5
 _POLL_SECONDS = 0.01
@@ -40,23 +44,29 @@ def derive(
     return record.layer()
 
 
-def commit(session: Session, name: str, active: str, labels: Mapping[str, str] | None, *, live: bool) -> Layer:
+def commit(
+    session: Session,
+    name: str,
+    active: str,
+    labels: Mapping[str, str] | None,
+    *,
+    live: bool,
+    quiesce: "Quiesce | None" = None,
+) -> Layer:
     """Commit an active layer, which goes on if `live`.
 
     Steps where nobody uses the layer and it does not go on: one durable record. Else, and always where the driver seals
     storage: a snapshot with a reserved handle; one durable record that names it and, if not `live`, marks the layer's
-    own storage for deletion, which follows when its last user lets go.
+    own storage for deletion, which follows when its last user lets go. What is dirty is written out before the writer
+    lock is taken; who uses the layer is held for the snapshot alone, and hooks are called right around it.
     """
     session.ready()
-    record = session.record(active)
-    if record.kind is Kind.ACTIVE:
-        session.driver.flush(storage(record))
+    session.refuse_taken(name)
+    clean = _settle(session, _active(session, active))
     with session.writer() as mark:
         with session.state.transaction():
             session.refuse_taken(name)
-            record = session.record(active)
-            if record.kind is not Kind.ACTIVE:
-                raise WrongKind(f"layer {active} is {record.kind.value}; only an active layer can be committed")
+            record = _active(session, active)
             now = session.now()
             done = attrs.evolve(
                 record, name=name, kind=Kind.COMMITTED, created=now, updated=now, labels=dict(labels or {})
@@ -68,14 +78,39 @@ def commit(session: Session, name: str, active: str, labels: Mapping[str, str] |
                     session.state.commit(record.handle, name, now, done.labels)
                     return done.layer()
                 mark.begin()
-                done = attrs.evolve(done, handle=session.snapshot(storage(record)))
+                done = attrs.evolve(done, handle=_copied(session, record, quiesce))
                 if live:
                     session.state.add(done)
                 else:
                     session.state.commit_copy(done, record.handle)
         if free:
             recovery.sweep(session.state, session.driver, session.locks, record)
-    return done.layer()
+    return attrs.evolve(done.layer(), crash_consistent=not clean)
+
+
+def _active(session: Session, name: str) -> LayerRecord:
+    """The record of a layer that can be committed."""
+    record = session.record(name)
+    if record.kind is not Kind.ACTIVE:
+        raise WrongKind(f"layer {name} is {record.kind.value}; only an active layer can be committed")
+    return record
+
+
+def _settle(session: Session, record: LayerRecord) -> bool:
+    """Write out what is dirty in a layer; whether a copy of it is then a clean file system."""
+    if isinstance(session.driver, Vouching):
+        return session.driver.vouch(storage(record))
+    session.driver.flush(storage(record))
+    return True
+
+
+def _copied(session: Session, record: LayerRecord, quiesce: "Quiesce | None") -> int:
+    """Snapshot a layer, between the calls of its hook if it has one: the snapshot's handle."""
+    if quiesce is None:
+        return session.snapshot(storage(record))
+    with quiesce.around():
+        session.driver.flush(storage(record))  # what the hook made dirty
+        return session.snapshot(storage(record))
 
 
 def remove(session: Session, name: str) -> None:

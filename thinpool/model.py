@@ -83,6 +83,8 @@ class Layer:
         size: the size of its file system in bytes; 0 where the driver has no fixed size.
         labels: free-form strings, containerd's labels.
         volumes: what was mounted inside it; see `Store.mount`.
+        crash_consistent: what `commit` and `checkpoint` say of the layer that they give back, and nobody else: it was
+            in use as a block device, so its file system is what a power cut would have left, with a journal to replay.
     """
 
     name: str
@@ -93,6 +95,7 @@ class Layer:
     size: int
     labels: Mapping[str, str] = attrs.field(factory=dict)
     volumes: tuple[Volume, ...] = ()
+    crash_consistent: bool = attrs.field(default=False, eq=False)
 
 
 @attrs.frozen

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from thinpool.images import ImageResult
     from thinpool.layer.archive import ArchiveResult
     from thinpool.layer.limits import Limits
+    from thinpool.quiescing import Hook
 
 Progress = Callable[[int], None]
 Compression = Literal["none", "gzip", "zstd", "xz"]
@@ -173,18 +174,54 @@ class Store:
         """End an active layer as a committed one of another name; its labels are replaced.
 
         Mounted, its state of this instant is committed: the mount can be used on, but what is written to it then
-        belongs to no layer, and is gone when it is unmounted.
+        belongs to no layer, and is gone when it is unmounted. Who writes to it is held for the moment of a snapshot,
+        and 10 seconds at the most, whatever becomes of this process: see `thinpool.pool.holding`. In use as a block
+        device, the layer is what a power cut would have left of it (`Layer.crash_consistent`); see `checkpoint`.
 
         Raises:
             LayerExists, InvalidName: the name.
             LayerNotFound, WrongKind: `active` is missing, or no active layer.
-            PoolFull, PoolFailed: the storage cannot take it.
+            LayerInUse: somebody else holds the layer's file system frozen.
+            PoolFull, PoolFailed: the storage cannot take it, or the layer's file system has failed; or the copy could
+                not be made in time.
         """
         return layers.commit(self._session, name, active, labels, live=False)
 
-    def checkpoint(self, name: str, active: str, *, labels: Labels | None = None) -> Layer:
-        """Commit an active layer's state of this instant; the active layer goes on. Raises as `commit`."""
-        return layers.commit(self._session, name, active, labels, live=True)
+    def checkpoint(
+        self,
+        name: str,
+        active: str,
+        *,
+        labels: Labels | None = None,
+        freeze: "Hook | None" = None,
+        freeze_seconds: float = 30.0,
+    ) -> Layer:
+        """Commit an active layer's state of this instant; the active layer goes on, also while it is used.
+
+        Where a file system that is mounted here is copied, the copy is clean. Of a layer whose device is open, as by a
+        microVM (`device`), it is what a power cut would have left: whole, with a journal that is replayed when it is
+        mounted first, and without what the guest has only in its memory. `Layer.crash_consistent` tells. To have it
+        clean, let the guest's agent freeze its file system around the moment, by `freeze`.
+
+        Args:
+            name: the new layer's name.
+            active: the active layer.
+            labels: the new layer's.
+            freeze: called with `freeze` just before the copy and with `thaw` just after it, always: a function, or the
+                words of a command, which gets that as one more. It must not use this store: the writer lock is held.
+                Where this process dies or is stuck in between, a command is still called with `thaw`; a function
+                cannot be.
+            freeze_seconds: how long a command may take each time; it is ended then.
+
+        Raises:
+            HookFailed: the hook failed, before or after the copy; there is no new layer then.
+            ConfigError: the hook is neither, or has no time.
+            Otherwise as `commit`.
+        """
+        from thinpool.quiescing import Quiesce  # noqa: PLC0415 - only where there is a hook
+
+        quiesce = None if freeze is None else Quiesce(freeze, freeze_seconds)
+        return layers.commit(self._session, name, active, labels, live=True, quiesce=quiesce)
 
     def remove(self, name: str) -> None:
         """Remove a layer that has no children and is in nobody's use.

@@ -235,6 +235,7 @@ def pool(scratch: Path, thin_check: Callable[[Path], None]) -> Iterator["ThinPoo
         pool = ThinPool(control, folder, f"thinpool-test{os.getpid()}", options, None)
         pool.create(begun=False)
         yield pool
+        pool.thins.close()
         pool.deactivate()
     thin_check(folder / "metadata")
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from thinpool.cli import output, render
+from thinpool.cli import failure, output, render
 from thinpool.cli.command import command
 from thinpool.cli.params import LABEL, LAYER, SIZE
 from thinpool.cli.settings import Settings
@@ -63,19 +63,42 @@ def view(settings: Settings, name: str, parent: str) -> None:
     examples=[
         ("thinpool commit debian-hello job", "keep what was done in job"),
         ("thinpool commit debian-hello job --json", "and print the new layer"),
+        ("thinpool commit job-noon job --live", "a checkpoint: job goes on"),
+        ("thinpool commit vm-noon vm --live --freeze-hook './agent vm'", "of a microVM, whose guest holds still"),
     ],
 )
 @click.argument("name", type=LAYER)
 @click.argument("active", type=LAYER)
-def commit(settings: Settings, name: str, active: str) -> None:
+@click.option("--live", is_flag=True, help="Let ACTIVE go on: a checkpoint.")
+@click.option("--freeze-hook", "hook", metavar="CMD", help="With --live: call CMD freeze before, CMD thaw after.")
+@click.option("--freeze-timeout", "seconds", type=float, metavar="SECONDS", help="For CMD, each time; else 30.")
+def commit(settings: Settings, name: str, active: str, *, live: bool, hook: str | None, seconds: float | None) -> None:
     """Turn the active layer ACTIVE into the committed layer NAME.
 
     The commit holds the state of this instant, also where ACTIVE is mounted; what is written there afterwards belongs
-    to no layer. The name ACTIVE is free again.
+    to no layer. The name ACTIVE is free again, or with --live goes on.
+
+    Of a layer that a microVM has open as a block device, it is what a power cut would have left, which a warning says:
+    whole, with a journal that is replayed when it is mounted first. CMD can tell the guest's agent to freeze its file
+    system; it is split into words, and no shell is used. It is called with `thaw` whatever fails, and must not use this
+    store itself.
     """
+    if not live and hook is not None:
+        raise click.UsageError("--freeze-hook is for a checkpoint: use it with --live")
+    if hook is None and seconds is not None:
+        raise click.UsageError("--freeze-timeout is for --freeze-hook")
     with settings.open_store() as store:
-        layer = store.commit(name, active)
-    show(settings, layer)
+        if live:
+            from thinpool.quiescing import HOOK_SECONDS, parse_command  # noqa: PLC0415 - seldom needed
+
+            command = None if hook is None else parse_command(hook)
+            layer = store.checkpoint(name, active, freeze=command, freeze_seconds=seconds or HOOK_SECONDS)
+        else:
+            layer = store.commit(name, active)
+    if layer.crash_consistent and hook is None:
+        failure.warn(f"{active} is in use as a block device: {name} is what a power cut would have left of it")
+    if settings.json:
+        output.write_json({**render.layer_json(layer), "crash_consistent": layer.crash_consistent})
 
 
 @command(

@@ -114,12 +114,7 @@ class Control:
         self, ioctl: int, name: str = "", uuid: str = "", *, flags: int = 0, event: int = 0, dev: int = 0
     ) -> bytearray:
         """An ioctl without data of its own, either way."""
-        buffer = bytearray(_PLAIN_SIZE)
-        raw_name = encode_limited(name, NAME_MAX, "name")
-        raw_uuid = encode_limited(uuid, UUID_MAX, "uuid")
-        HEADER.pack_into(
-            buffer, 0, *_INTERFACE, _PLAIN_SIZE, HEADER.size, 0, 0, flags, event, 0, dev, raw_name, raw_uuid
-        )  # fmt: skip
+        buffer = _plain(name, uuid, flags=flags, event=event, dev=dev)
         self._ioctl(ioctl, buffer, name or uuid)
         return buffer
 
@@ -276,6 +271,10 @@ class Control:
         flags = (0 if flush else NOFLUSH) | (0 if lockfs else SKIP_LOCKFS)
         return decode_info(self._call(Ioctl.DM_DEV_SUSPEND, name, flags=flags, event=udev_flags))
 
+    def resume_call(self, name: str) -> tuple[int, bytes]:
+        """What `resume` would hand to ioctl(2) on this file: request and argument, for another process to do it."""
+        return Ioctl.DM_DEV_SUSPEND.request, bytes(_plain(name))
+
     def info(self, name: str = "", *, uuid: str = "", dev: tuple[int, int] | None = None) -> DeviceInfo:
         """The state of a device, by one of name, uuid and (major, minor)."""
         number = 0 if dev is None else encode_device(*dev)
@@ -315,6 +314,15 @@ class Control:
     def wait(self, name: str, event_nr: int) -> DeviceInfo:
         """Wait until a device's last event is another one than number `event_nr`: its state then."""
         return decode_info(self._call(Ioctl.DM_DEV_WAIT, name, event=event_nr))
+
+
+def _plain(name: str = "", uuid: str = "", *, flags: int = 0, event: int = 0, dev: int = 0) -> bytearray:
+    """The argument of an ioctl without data of its own."""
+    buffer = bytearray(_PLAIN_SIZE)
+    raw_name = encode_limited(name, NAME_MAX, "name")
+    raw_uuid = encode_limited(uuid, UUID_MAX, "uuid")
+    HEADER.pack_into(buffer, 0, *_INTERFACE, _PLAIN_SIZE, HEADER.size, 0, 0, flags, event, 0, dev, raw_name, raw_uuid)
+    return buffer
 
 
 def _open(path: str) -> int:

@@ -42,20 +42,25 @@ def create_device(
     return info
 
 
-class _Suspension:
+class Suspension:
     """A device's suspension, which ends in any case: also where an exception strikes on the way to its end.
 
     Between any two lines a signal handler may raise, also between those that clean up. What `end` could then not do is
     done when the value goes, with the frames that the exception left.
+
+    Attributes:
+        lasted: nobody else resumed the device before it was resumed here; false until then.
     """
 
     _open = False  # of the class, as `__init__` may be interrupted too
+    lasted = False
 
     def __init__(self, control: Control, name: str) -> None:
         self._control = control
         self._name = name
 
     def begin(self, *, flush: bool, lockfs: bool) -> None:
+        """Suspend; arguments as of `Control.suspend`."""
         self._open = True
         try:
             self._control.suspend(self._name, flush=flush, lockfs=lockfs)
@@ -68,8 +73,13 @@ class _Suspension:
         interrupt: BaseException | None = None
         for _ in range(_RESUMES if self._open else 0):
             try:
-                self._control.resume(self._name)
-            except (DeviceMapperError, ValueError):  # refused, or the control device is closed
+                self.lasted = self._control.resume(self._name).resumed
+            except DeviceMapperError:
+                if self._control.info(self._name).suspended:  # else somebody was about to resume it, and has done so
+                    raise
+                self._open = False
+                break
+            except ValueError:  # the control device is closed
                 raise
             except BaseException as error:  # noqa: BLE001 - raised again below
                 interrupt = error
@@ -90,7 +100,7 @@ class _Suspension:
 
 
 @contextmanager
-def suspended(control: Control, name: str, *, flush: bool = True, lockfs: bool = True) -> Iterator[None]:
+def suspended(control: Control, name: str, *, flush: bool = True, lockfs: bool = True) -> Iterator[Suspension]:
     """Hold back a device's I/O for the block; it is resumed however the block ends.
 
     An exception out of a signal handler, wherever it strikes, puts the resuming off but does not prevent it. A process
@@ -102,13 +112,16 @@ def suspended(control: Control, name: str, *, flush: bool = True, lockfs: bool =
         flush: as of `Control.suspend`.
         lockfs: likewise.
 
+    Returns:
+        The suspension, which tells after the block whether it lasted.
+
     Raises:
         DeviceMapperError: the kernel refused to suspend it (it is not suspended then), or to resume it.
     """
-    suspension = _Suspension(control, name)
+    suspension = Suspension(control, name)
     try:
         suspension.begin(flush=flush, lockfs=lockfs)
-        yield
+        yield suspension
     finally:
         suspension.end()
 

@@ -71,6 +71,7 @@ BUFFER_FULL = 1 << 8
 SKIP_LOCKFS = 1 << 10
 NOFLUSH = 1 << 11
 QUERY_INACTIVE = 1 << 12
+UEVENT_GENERATED = 1 << 13
 UUID = 1 << 14
 DATA_OUT = 1 << 16
 DEFERRED_REMOVE = 1 << 17
@@ -112,6 +113,8 @@ class DeviceInfo:
         active: it has a table in force.
         inactive: it has a table that is loaded, not in force.
         deferred_remove: it goes when its last user lets go.
+        resumed: the very call that gave this ended a suspension (of `Control.resume` alone; do_resume in
+            drivers/md/dm-ioctl.c tells by the uevent that it makes then).
     """
 
     name: str
@@ -126,6 +129,7 @@ class DeviceInfo:
     active: bool
     inactive: bool
     deferred_remove: bool
+    resumed: bool = attrs.field(default=False, eq=False)
 
 
 @attrs.frozen
@@ -215,7 +219,7 @@ def decode_info(buffer: bytearray) -> DeviceInfo:
         uuid[: uuid.index(0)].decode("utf-8", "surrogateescape"),
         major, minor, opened, event, targets,
         flags & SUSPENDED != 0, flags & READONLY != 0, flags & ACTIVE != 0, flags & INACTIVE != 0,
-        flags & DEFERRED_REMOVE != 0,
+        flags & DEFERRED_REMOVE != 0, flags & UEVENT_GENERATED != 0,
     )  # fmt: skip
 
 

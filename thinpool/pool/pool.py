@@ -30,6 +30,7 @@ from thinpool.pool.advice import room_to_count
 from thinpool.pool.backing import Backing, at_rest, grow_file, make_files, open_backing, resize_file, size_at_rest
 from thinpool.pool.devices import PoolTable, find_device, pool_table
 from thinpool.pool.health import METADATA_BLOCK, PoolStatus, shortage, trouble
+from thinpool.pool.holding import Holder
 from thinpool.pool.identity import PoolIdentity
 from thinpool.pool.options import BLOCK_SIZE_STEP, PoolOptions, Way, reconcile
 from thinpool.pool.superblock import write_uuid, zero_first_block
@@ -45,6 +46,9 @@ WRITTEN = "written"
 
 NOTE = "metadata-snapshot"
 """File in which it is noted that a metadata snapshot of ours may be reserved; see `thinpool.metadata.snapshot`."""
+
+HELD = "held"
+"""File that says which thin device is being held for its copy; see `thinpool.pool.holding`."""
 
 
 def _forget(_: PoolIdentity) -> None:
@@ -94,6 +98,7 @@ class ThinPool:
             control,
             self.name,
             prefix,
+            Holder(control, directory / HELD),
             lambda: self.options.use_deferred_removal,
             notes=WriteNotes(directory / WRITTEN) if options.blkdiscard else None,
             block_size=self._block_size or BLOCK_SIZE_STEP,

@@ -2,7 +2,7 @@
 
 A device's name is the store's prefix and its number, its uuid says the same, and none is touched that has not our uuid.
 Messages are whole or not at all, and durable when they return; what a process that dies leaves is at worst a device
-without a table, which the next activation takes away, or one that is suspended, which `resume_suspended` mends.
+without a table, which the next activation takes away, or one that is suspended, which `resume_held` mends.
 """
 
 import errno
@@ -10,10 +10,11 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from thinpool.dm import Control, DeviceInfo, TableEntry, Thin, thin
-from thinpool.dm.device import create_device, remove_device, suspended
-from thinpool.errors import DeviceMapperError, PoolFailed, PoolFull
+from thinpool.dm.device import create_device, remove_device
+from thinpool.errors import DeviceMapperError, LayerInUse, PoolFailed, PoolFull
 from thinpool.pool.devices import find_device, find_number
 from thinpool.pool.health import trouble
+from thinpool.pool.holding import Holder
 from thinpool.pool.users import users
 from thinpool.pool.written import WriteNotes
 from thinpool.units import to_sectors
@@ -32,11 +33,13 @@ class ThinDevices:
         control: the device-mapper control device.
         pool: the pool's device-mapper name.
         prefix: of the devices' names, as in `thinpool-3f9a1c02b7aa`.
+        holder: holds devices that are copied while they are in use.
         deferred: tells whether a device in use goes when its last user lets go.
         notes: notes of the devices that much was written to, or None where nobody asks for them.
         block_size: bytes of the pool's data block.
 
     Attributes:
+        holder: the holder.
         notes: the notes.
     """
 
@@ -45,6 +48,7 @@ class ThinDevices:
         control: Control,
         pool: str,
         prefix: str,
+        holder: Holder,
         deferred: Callable[[], bool],
         *,
         notes: WriteNotes | None,
@@ -56,7 +60,12 @@ class ThinDevices:
         self._uuid = f"THINPOOL-{prefix.removeprefix('thinpool-')}"
         self._deferred = deferred
         self._block_size = block_size
+        self.holder = holder
         self.notes = notes
+
+    def close(self) -> None:
+        """Let go of what this process holds; devices stay."""
+        self.holder.close()
 
     # -- active or not
 
@@ -155,10 +164,10 @@ class ThinDevices:
         """Whether a thin device is active, or begun to be."""
         return find_device(self._control, self.name(thin_id)) is not None
 
-    def is_open(self, thin_id: int) -> bool:
-        """Whether a thin device is active and somebody uses it."""
+    def in_use(self, thin_id: int) -> DeviceInfo | None:
+        """The state of a thin device that is active and that somebody uses; else None."""
         info = find_device(self._control, self.name(thin_id))
-        return info is not None and info.open_count > 0
+        return info if info is not None and info.open_count > 0 else None
 
     def users(self, thin_id: int) -> str:
         """Who uses a thin device, for people: `device NAME is in use: mounted on /mnt`."""
@@ -173,12 +182,12 @@ class ThinDevices:
         tail = "" if info is None else info.uuid.removeprefix(f"{self._uuid}-")
         return int(tail) if info is not None and tail != info.uuid and tail.isdigit() else None
 
-    def resume_suspended(self) -> None:
-        """Resume the devices that a process that died left suspended."""
-        for thin_id in self.active():
+    def resume_held(self) -> None:
+        """Resume the device that a process that died was holding; what others suspended is theirs."""
+        thin_id = self.holder.left()
+        if thin_id:
             info = find_device(self._control, self.name(thin_id))
-            if info is not None and info.suspended and info.active and info.uuid == self.uuid(thin_id):
-                self._control.resume(info.name)
+            self.holder.resume(info if info is not None and info.uuid == self.uuid(thin_id) else None)
 
     # -- in the pool
 
@@ -202,13 +211,27 @@ class ThinDevices:
 
         Raises:
             ThinIdTaken: there is one of that number.
-            PoolFull, PoolFailed: the pool cannot take it, or has no such origin.
+            LayerInUse: somebody else holds the origin's file system frozen, or the device suspended.
+            PoolFull, PoolFailed: the pool cannot take it, or has no such origin; or the origin was resumed too early.
         """
-        if not quiesce or self._observed(origin) is None:
-            self._send(f"create_snap {thin_id} {origin}")
+        text = f"create_snap {thin_id} {origin}"
+        info = self._observed(origin) if quiesce else None
+        if info is None:
+            self._send(text)
+        elif info.suspended:  # the kernel would not say so, and our resume would end it
+            raise LayerInUse(
+                f"device {info.name} is held suspended by somebody else", hint=f"dmsetup resume {info.name} ends that"
+            )
         else:
-            with suspended(self._control, self.name(origin)):
-                self._send(f"create_snap {thin_id} {origin}")
+            try:
+                with self.holder.held(origin, self.name(origin)):
+                    self._control.message(self._pool, text)
+            except DeviceMapperError as error:
+                if error.ioctl == "DM_DEV_SUSPEND" and error.errno == errno.ENXIO:  # its last user let go just now
+                    self._send(text)
+                else:
+                    raise self._refused(text, error) from error
+            self._check_committed()
         if quiesce and self.notes is not None and self.notes.has(origin):  # the copy may be what remains of it
             self.notes.note(thin_id)
 
@@ -234,12 +257,16 @@ class ThinDevices:
         try:
             self._control.message(self._pool, text)
         except DeviceMapperError as error:
-            if error.errno == errno.EEXIST:
-                raise ThinIdTaken(text) from error
-            if error.errno == errno.ENODATA:
-                raise PoolFailed(f"pool {self._pool} has no thin device {text.rpartition(' ')[2]}") from error
-            raise self._explained(error) from error
+            raise self._refused(text, error) from error
         self._check_committed()
+
+    def _refused(self, text: str, error: DeviceMapperError) -> Exception:
+        """What it means that the pool does not take a message."""
+        if error.errno == errno.EEXIST:
+            return ThinIdTaken(text)
+        if error.errno == errno.ENODATA:
+            return PoolFailed(f"pool {self._pool} has no thin device {text.rpartition(' ')[2]}")
+        return self._explained(error)
 
     def _check_committed(self) -> None:
         """Raise PoolFailed where what a message did was not written.
