@@ -15,6 +15,7 @@ the pipe has to end, too.
 import json
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -68,17 +69,22 @@ class Guard:
 
     def __init__(self, device: int | None = None) -> None:
         self._device = device
+        self._mutex = threading.Lock()
+        self._pid = os.getpid()
 
     def start(self) -> None:
-        """Start the process, where it is not there, so that it is ready when the first order comes.
+        """Start the process, where it is not there, so that it is ready when the first order comes; from any thread.
 
         Raises:
             ThinPoolError: it cannot be started.
         """
-        if self._running is not None and not self._running.serves():
-            self.close()
-        if self._running is None:
-            self._running = _Running(self._device)
+        if self._pid != os.getpid():  # another thread may have had it when ours forked
+            self._mutex, self._pid = threading.Lock(), os.getpid()
+        with self._mutex:
+            if self._running is not None and not self._running.serves():
+                self.close()
+            if self._running is None:
+                self._running = _Running(self._device)
 
     def close(self) -> None:
         """Let the process end, and wait for that; closing again does nothing."""

@@ -18,6 +18,7 @@ import attrs
 
 from thinpool.errors import ConfigError, HookFailed, ThinPoolError
 from thinpool.guard import Guard, Order
+from thinpool.pool.holding import HOLD_SECONDS
 
 Step = Literal["freeze", "thaw"]
 Hook = Callable[[Step], object] | Sequence[str]
@@ -27,6 +28,7 @@ HOOK_SECONDS = 30.0
 """How long a command may take for one step."""
 
 _SAID_MAX = 300
+_LATE_SECONDS = 10.0
 
 
 @attrs.frozen
@@ -69,7 +71,7 @@ class Quiesce:
             self._call("thaw")
 
     def _order(self, command: Sequence[str]) -> Order:
-        return Order(3 * self.seconds, command=(*command, "thaw"))
+        return Order(2 * self.seconds + HOLD_SECONDS + _LATE_SECONDS, command=(*command, "thaw"))
 
     def _call(self, step: Step) -> None:
         if not callable(self.hook):

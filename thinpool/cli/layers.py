@@ -92,7 +92,9 @@ def commit(settings: Settings, name: str, active: str, *, live: bool, hook: str 
             from thinpool.quiescing import HOOK_SECONDS, parse_command  # noqa: PLC0415 - seldom needed
 
             command = None if hook is None else parse_command(hook)
-            layer = store.checkpoint(name, active, freeze=command, freeze_seconds=seconds or HOOK_SECONDS)
+            layer = store.checkpoint(
+                name, active, freeze=command, freeze_seconds=HOOK_SECONDS if seconds is None else seconds
+            )
         else:
             layer = store.commit(name, active)
     if layer.crash_consistent and hook is None:
