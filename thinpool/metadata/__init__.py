@@ -13,7 +13,12 @@ Limits:
   afterwards that nothing was committed meanwhile; with one, the kernel's reference counts no longer tell what is
   exclusive, which then costs a walk over all devices (`thinpool.metadata.usage`).
 - One metadata snapshot a pool; it belongs to nobody, survives the process and the machine, and holds the space of
-  everything that is deleted while it is there.
+  everything that is deleted while it is there. Readers of one store take turns (`thinpool.metadata.note`); what a dead
+  one left is released by the next, and when the pool is activated.
+- Metadata are not trusted: the checksum of each block that is read is checked, every field has bounds, and whatever
+  they say, each question ends after a number of reads that grows with the blocks there are, times the depth of the
+  trees (16 at the most). What contradicts itself is an error that names the block. A lie that does not, as a mapping to
+  another device's data with all checksums right, cannot be told from the truth.
 - Every block is checked when it is read, so damage in blocks that nobody had to read is not found; `thin_check` is for
   that.
 """

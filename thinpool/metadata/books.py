@@ -10,7 +10,7 @@ from typing import Final, Self, TypeVar, cast
 import attrs
 
 from thinpool.errors import PoolFailed
-from thinpool.metadata.btree import BTree, NodeReader, integers, raw_values
+from thinpool.metadata.btree import BTree, NodeReader, broken, integers, raw_values
 from thinpool.metadata.mappings import BlockRange, mapping_difference, mapping_tree
 from thinpool.metadata.reader import BlockReader, BlockSource, DirectFile, ReadCounters
 from thinpool.metadata.spacemap import SpaceMap, data_space_map, metadata_space_map
@@ -21,6 +21,7 @@ __all__ = ["Books", "DeviceDetails", "read_books"]
 
 _DETAILS: Final = struct.Struct("<QQII")
 _POINTER_SIZE: Final = 8
+_THIN_ID_MAX: Final = (1 << 24) - 1  # MAX_DEV_ID in drivers/md/dm-thin.c
 
 T = TypeVar("T")
 
@@ -120,6 +121,8 @@ class Books:
             PoolFailed: the metadata is damaged.
         """
         for thin_id, value in self._details_tree().items():
+            if thin_id > _THIN_ID_MAX:
+                raise broken(self.roots.details_root, f"thin device {thin_id}, there can be {_THIN_ID_MAX}")
             yield DeviceDetails(thin_id, *_DETAILS.unpack(value))
 
     def details(self, thin_id: int) -> DeviceDetails:
@@ -153,7 +156,11 @@ class Books:
         Raises:
             PoolFailed: the metadata has no such device, or is damaged.
         """
-        return mapping_tree(self._nodes, self.mapping_root(thin_id)).items(start)
+        limit = self._data_blocks()
+        for virtual, data in mapping_tree(self._nodes, self.mapping_root(thin_id)).items(start):
+            if data >= limit:
+                raise self._beyond(data, limit)
+            yield virtual, data
 
     def mapped_blocks(self, thin_id: int) -> int:
         """How many data blocks one device maps, shared or not.
@@ -169,7 +176,22 @@ class Books:
         Raises:
             PoolFailed: the metadata lacks one of them, or is damaged.
         """
-        return mapping_difference(self._nodes, self.mapping_root(old), self.mapping_root(new))
+        limit = self._data_blocks()
+        for change in mapping_difference(self._nodes, self.mapping_root(old), self.mapping_root(new)):
+            last = max(change.old or 0, change.new or 0) + change.length - 1
+            if last >= limit:
+                raise self._beyond(last, limit)
+            yield change
+
+    def _data_blocks(self) -> int:
+        """How many data blocks the pool has; a metadata snapshot does not say, and pools only grow."""
+        space_map = self.superblock.data_space_map
+        if space_map is None:
+            raise PoolFailed("metadata block 0 is damaged: a superblock without space maps")
+        return space_map.blocks
+
+    def _beyond(self, block: int, limit: int) -> PoolFailed:
+        return broken(self.roots.mapping_root, f"data block {block} is mapped, there are {limit}")
 
     def difference_blocks(self, child: int, parent: int) -> int:
         """How many blocks a child maps that its parent does not map to the same data.
@@ -205,7 +227,11 @@ class Books:
         for device in self.devices():
             if device.thin_id not in exclusive:
                 raise _no_device(device.thin_id)
-            yield DeviceUsage(device.thin_id, device.mapped_blocks, exclusive[device.thin_id])
+            alone = exclusive[device.thin_id]
+            if alone > device.mapped_blocks:
+                said = f"{device.mapped_blocks} blocks mapped by thin device {device.thin_id}, which has {alone} alone"
+                raise broken(self.roots.details_root, said)
+            yield DeviceUsage(device.thin_id, device.mapped_blocks, alone)
 
     def _exclusive(self, roots: Mapping[int, int]) -> Mapping[int, int]:
         if self._census is None and not self._counts_serve():

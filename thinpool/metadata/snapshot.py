@@ -2,13 +2,14 @@
 
 The kernel keeps one a pool. It belongs to nobody: it outlives the process that reserved it, and the kernel cannot say
 who that was. So a note in a file says that it was us: written before the snapshot is reserved, with the metadata block
-of the snapshot once that is known, and removed after the release. Whoever reserves does so under the store's lock;
-then a note that is there was left by a process that died.
+of the snapshot once that is known, and removed after the release. The file is locked meanwhile, by an open file
+description (fcntl(2)), so that others of us, in processes and threads, wait for their turn; a note that is there and
+not locked was left by a process that died.
 """
 
 import errno
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from os import PathLike
 from pathlib import Path
 
@@ -16,8 +17,15 @@ from thinpool.dm import Control
 from thinpool.dm.thin import pool_status, release_metadata_snap, reserve_metadata_snap
 from thinpool.errors import DeviceMapperError, PoolFailed
 from thinpool.metadata.books import Books
+from thinpool.metadata.note import Note, NoteTaken
 
-__all__ = ["metadata_snapshot", "pinned_books", "release_leftover"]
+__all__ = ["PATIENCE_SECONDS", "metadata_snapshot", "pinned_books", "release_leftover"]
+
+PATIENCE_SECONDS = 60.0
+"""How long to wait for others of us."""
+
+_UNKNOWN = "?"
+"""What the note says while the block is not known: the process died around the reservation."""
 
 
 @contextmanager
@@ -31,36 +39,39 @@ def metadata_snapshot(control: Control, pool: str, *, note: Path | None = None) 
     Args:
         control: the device-mapper control device.
         pool: device-mapper name of the pool.
-        note: a file of our own to note the reservation in; the caller holds a lock that keeps others of us away.
+        note: a file of our own to note the reservation in; while others of us have it, they are waited for, for a
+            minute at the most.
 
     Raises:
-        PoolFailed: somebody else has the metadata snapshot reserved, or released ours during the block; or the pool is
-            in a mode in which it takes no messages.
+        PoolFailed: somebody else has the metadata snapshot reserved, or released ours during the block; or others of
+            us have it for too long; or the pool is in a mode in which it takes no messages.
         DeviceMapperError: there is no such pool.
     """
-    if note is not None:
-        release_leftover(control, pool, note=note)
-        note.write_bytes(b"")
-    try:
-        _reserve(control, pool)
-    except BaseException:
-        _forget(note)
-        raise
-    try:
-        if note is not None:
-            note.write_text(f"{pool_status(control, pool).held_root}\n", encoding="ascii")
-        yield
-    except BaseException:
-        _release(control, pool)
-        _forget(note)
-        raise
-    released = _release(control, pool)
-    _forget(note)
-    if not released:
-        raise PoolFailed(
-            f"the metadata snapshot of pool {pool} was released by somebody else while it was read",
-            hint="what was read may be wrong: try again",
-        )
+    with ExitStack() as held:
+        mine = None if note is None else held.enter_context(Note.locked(note, PATIENCE_SECONDS))
+        if mine is not None:
+            _release_noted(control, pool, mine)
+            mine.write(_UNKNOWN)
+        try:
+            _reserve(control, pool)
+        except BaseException:
+            _forget(mine)
+            raise
+        try:
+            if mine is not None:
+                mine.write(f"{pool_status(control, pool).held_root}")
+            yield
+        except BaseException:
+            _release(control, pool)
+            _forget(mine)
+            raise
+        released = _release(control, pool)
+        _forget(mine)
+        if not released:
+            raise PoolFailed(
+                f"the metadata snapshot of pool {pool} was released by somebody else while it was read",
+                hint="what was read may be wrong: try again",
+            )
 
 
 @contextmanager
@@ -94,7 +105,7 @@ def release_leftover(control: Control, pool: str, *, note: Path | None = None) -
             reader outlives that.
 
     Returns:
-        Whether one was released.
+        Whether one was released; never one that a process of ours is reading.
 
     Raises:
         PoolFailed: the pool is in a mode in which it takes no messages.
@@ -102,15 +113,22 @@ def release_leftover(control: Control, pool: str, *, note: Path | None = None) -
     """
     if note is None:
         return pool_status(control, pool).held_root is not None and _release(control, pool)
-    try:
-        noted = note.read_text(encoding="ascii", errors="replace").strip()
-    except FileNotFoundError:
+    if not note.exists():
         return False
-    held = pool_status(control, pool).held_root
-    # An empty note: the process died around the reservation, before it knew the block.
-    released = held is not None and noted in ("", str(held)) and _release(control, pool)
-    _forget(note)
-    return released
+    try:
+        with Note.locked(note, 0) as mine:
+            released = _release_noted(control, pool, mine)
+            _forget(mine)
+            return released
+    except NoteTaken:
+        return False
+
+
+def _release_noted(control: Control, pool: str, note: Note) -> bool:
+    """Release what a note speaks of, while it is locked."""
+    noted = note.read()
+    held = pool_status(control, pool).held_root if noted else None
+    return held is not None and noted in (_UNKNOWN, str(held)) and _release(control, pool)
 
 
 def _reserve(control: Control, pool: str) -> None:
@@ -144,6 +162,6 @@ def _mode_error(control: Control, pool: str, error: DeviceMapperError) -> Except
     return PoolFailed(f"pool {pool} takes no messages: it is in mode {mode}", hint="see `thinpool info`")
 
 
-def _forget(note: Path | None) -> None:
+def _forget(note: Note | None) -> None:
     if note is not None:
-        note.unlink(missing_ok=True)
+        note.remove()

@@ -18,7 +18,6 @@ __all__ = ["COUNTS_PER_BITMAP", "SpaceMap", "data_space_map", "metadata_space_ma
 
 _BITMAP_HEADER = struct.Struct("<IIQ")
 _INDEX_ENTRY = struct.Struct("<QII")
-_METADATA_INDEX_ENTRIES = 255
 
 COUNTS_PER_BITMAP = (BLOCK_SIZE - _BITMAP_HEADER.size) * 4
 """Blocks whose counts one bitmap block holds."""
@@ -153,7 +152,7 @@ def metadata_space_map(reader: BlockReader, root: SpaceMapRoot) -> SpaceMap:
     """The counts of metadata blocks, whose bitmaps one block lists (`struct disk_metadata_index`).
 
     Raises:
-        PoolFailed: the index is damaged, or too small for the blocks.
+        PoolFailed: the index is damaged.
     """
     block = root.bitmap_root
     data = reader.read(block)
@@ -162,10 +161,8 @@ def metadata_space_map(reader: BlockReader, root: SpaceMapRoot) -> SpaceMap:
         raise broken(block, "not the index of the metadata space map, or its checksum is wrong")
     if number != block:
         raise broken(block, f"an index that claims to be block {number}")
-    if root.blocks > _METADATA_INDEX_ENTRIES * COUNTS_PER_BITMAP:
-        raise broken(block, f"a metadata space map of {root.blocks} blocks, more than its index can list")
 
-    def bitmap_block(number: int) -> int | None:
+    def bitmap_block(number: int) -> int | None:  # below 255, as the superblock's number of blocks is bounded
         entry: tuple[int, int, int] = _INDEX_ENTRY.unpack_from(data, _BITMAP_HEADER.size + number * _INDEX_ENTRY.size)
         return entry[0]
 

@@ -12,7 +12,7 @@ import struct
 import attrs
 
 from thinpool.errors import PoolFailed
-from thinpool.metadata.reader import BLOCK_SIZE, DirectFile
+from thinpool.metadata.reader import BLOCK_SIZE, MAX_BLOCKS, DirectFile
 
 __all__ = [
     "BITMAP_SALT",
@@ -38,6 +38,7 @@ _VERSIONS = (1, 2)
 _METADATA_BLOCK_SECTORS = BLOCK_SIZE // 512
 _DATA_BLOCK_SECTORS_MIN = 128
 _DATA_BLOCK_SECTORS_MAX = 2097152
+_DATA_BLOCKS_MAX = 1 << 40  # a mapping has 40 bits for one (pack_block_time in dm-thin-metadata.c)
 
 _HEADER = struct.Struct("<IIQ16sQIIQQ")
 _DATA_SPACE_MAP = 64
@@ -166,6 +167,8 @@ def parse_superblock(data: bytes, block: int = 0) -> Superblock:
         reason = f"data blocks of {data_sectors} sectors, the kernel accepts 128 to 2097152 in steps of 128"
     elif not mapping or not details:
         reason = "no mapping tree or no tree of device details"
+    else:
+        reason = _wrong_counts(data)
     if reason:
         raise PoolFailed(f"metadata block {block} is no valid superblock: {reason}")
     return Superblock(
@@ -187,6 +190,18 @@ def parse_superblock(data: bytes, block: int = 0) -> Superblock:
         compat_ro_flags=compat_ro,
         incompat_flags=incompat,
     )
+
+
+def _wrong_counts(data: bytes) -> str | None:
+    """What is wrong with the sizes that the space maps claim."""
+    limits = (("data", _DATA_SPACE_MAP, _DATA_BLOCKS_MAX), ("metadata", _METADATA_SPACE_MAP, MAX_BLOCKS))
+    for name, offset, limit in limits:
+        root = _space_map_root(data, offset)
+        if root is not None and root.blocks > limit:
+            return f"{root.blocks} blocks of {name}, there can be {limit}"
+        if root is not None and root.allocated > root.blocks:
+            return f"{root.allocated} of {root.blocks} blocks of {name} in use"
+    return None
 
 
 def _space_map_root(data: bytes, offset: int) -> SpaceMapRoot | None:

@@ -15,7 +15,7 @@ Both ways give what `thin_ls` calls EXCLUSIVE_BLOCKS, provided that no device ma
 kernel never does.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import compress
 from typing import Final, NamedTuple
 
@@ -79,6 +79,7 @@ def exclusive_blocks(nodes: NodeReader, roots: Mapping[int, int], metadata: Spac
         PoolFailed: the metadata is damaged.
     """
     totals = dict.fromkeys(roots, 0)
+    visited = bytearray((nodes.reader.blocks >> 3) + 1)
     alone = compress(roots.items(), metadata.once(list(roots.values())))
     pending = [_Subtree(root, thin_id, 0, KEY_END, 1) for thin_id, root in alone]
     while pending:
@@ -86,6 +87,7 @@ def exclusive_blocks(nodes: NodeReader, roots: Mapping[int, int], metadata: Spac
         portion = pending[-window:]
         del pending[-window:]
         nodes.reader.prefetch(subtree.block for subtree in portion)
+        _mark(visited, [subtree.block for subtree in portion])
         found = [(subtree, _checked(nodes, subtree)) for subtree in portion]
         leaves = [(subtree.thin_id, data_blocks(node)) for subtree, node in found if node.leaf]
         data.prefetch(blocks for _, blocks in leaves)
@@ -97,6 +99,19 @@ def exclusive_blocks(nodes: NodeReader, roots: Mapping[int, int], metadata: Spac
                 children = child_ranges(node, subtree.high, metadata.once)
                 pending += [_Subtree(block, thin_id, low, high, level) for block, low, high in children]
     return totals
+
+
+def _mark(visited: bytearray, blocks: Iterable[int]) -> None:
+    """Note which nodes are visited; one that is met again is none that is referenced once.
+
+    Without that, devices that claim one tree each as theirs alone would have it read as often as there are devices.
+    """
+    for block in blocks:
+        at, bit = block >> 3, 1 << (block & 7)
+        if at < len(visited):  # else it lies outside, which the reader tells
+            if visited[at] & bit:
+                raise broken(block, "counted as referenced once, and met twice")
+            visited[at] |= bit
 
 
 class _Subtree(NamedTuple):

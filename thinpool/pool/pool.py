@@ -178,6 +178,8 @@ class ThinPool:
         with open_backing(self._directory, self.options) as backing:
             found = self._check_metadata(backing)
             self._activate_on(backing, _countable(found, block_device_size(backing.data)))
+        with suppress(PoolFailed, DeviceMapperError):  # nobody who reserved it can be left; a pool that failed keeps it
+            release_leftover(self._control, self.name)
         self._move_on(found.transaction_id)
         return True
 

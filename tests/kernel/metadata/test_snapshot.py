@@ -155,13 +155,37 @@ def test_what_a_killed_process_left_is_released(pool: RandomPool, note: Path) ->
         assert books.superblock.held_root == held_root(pool)
 
     killed_holder(pool, note)
-    note.write_bytes(b"")
+    note.write_text("?\n")
     assert release_leftover(pool.control, pool.name, note=note)
 
     killed_holder(pool, note)
     assert release_leftover(pool.control, pool.name)
     assert not release_leftover(pool.control, pool.name)
     assert not release_leftover(pool.control, pool.name, note=note)
+
+
+def test_others_of_us_wait_for_their_turn(pool: RandomPool, note: Path) -> None:
+    failures: list[BaseException] = []
+    inside: list[int] = []
+
+    def read() -> None:
+        try:
+            for _ in range(5):
+                with metadata_snapshot(pool.control, pool.name, note=note):
+                    inside.append(1)
+                    assert not release_leftover(pool.control, pool.name, note=note)
+                    assert sum(inside) == 1
+                    inside.append(-1)
+        except BaseException as error:  # noqa: BLE001 - reported by the test's own thread
+            failures.append(error)
+
+    threads = [threading.Thread(target=read) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert len(inside) == 40
 
 
 def test_no_such_pool(pool: RandomPool, note: Path) -> None:

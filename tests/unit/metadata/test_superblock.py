@@ -1,6 +1,7 @@
 """The superblock: every field there and back, and what is refused."""
 
 import os
+import struct
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from tests.unit.metadata.image import BLOCK, Image, Shape, sealed
 from thinpool.errors import PoolFailed
+from thinpool.metadata.reader import MAX_BLOCKS
 from thinpool.metadata.superblock import (
     SUPERBLOCK_SALT,
     SpaceMapRoot,
@@ -21,7 +23,14 @@ from thinpool.metadata.superblock import (
 
 U64 = st.integers(0, 2**64 - 1)
 U32 = st.integers(0, 2**32 - 1)
-ROOTS = st.builds(SpaceMapRoot, U64, U64, st.integers(1, 2**64 - 1), U64)
+
+
+def roots(limit: int) -> st.SearchStrategy[SpaceMapRoot]:
+    """Roots of a space map of at most so many blocks."""
+    return st.integers(0, limit).flatmap(
+        lambda blocks: st.builds(SpaceMapRoot, st.just(blocks), st.integers(0, blocks), st.integers(1, 2**64 - 1), U64)
+    )
+
 
 SUPERBLOCKS = st.builds(
     Superblock,
@@ -32,8 +41,8 @@ SUPERBLOCKS = st.builds(
     time=U32,
     transaction_id=U64,
     held_root=U64,
-    data_space_map=st.none() | ROOTS,
-    metadata_space_map=st.none() | ROOTS,
+    data_space_map=st.none() | roots(2**40),
+    metadata_space_map=st.none() | roots(MAX_BLOCKS),
     mapping_root=st.integers(1, 2**64 - 1),
     details_root=st.integers(1, 2**64 - 1),
     data_block_size_sectors=st.integers(1, 2097152 // 128).map(lambda steps: steps * 128),
@@ -103,6 +112,24 @@ def test_superblocks_that_no_kernel_of_today_wrote(fields: dict[str, int], reaso
     source = image.finish(image.devices({1: {2: 3}}, {}, Shape()), None, **fields)
     with pytest.raises(PoolFailed, match=reason):
         parse_superblock(source.data[0])
+
+
+@pytest.mark.parametrize(
+    ("blocks", "allocated", "reason"),
+    [
+        ((2**40 + 1, 9), (0, 0), "1099511627777 blocks of data, there can be 1099511627776"),
+        ((9, MAX_BLOCKS + 1), (0, 0), f"{MAX_BLOCKS + 1} blocks of metadata, there can be {MAX_BLOCKS}"),
+        ((9, 9), (10, 0), "10 of 9 blocks of data in use"),
+        ((9, 9), (0, 2**64 - 1), "of 9 blocks of metadata in use"),
+    ],
+)
+def test_space_maps_that_count_too_much(blocks: tuple[int, int], allocated: tuple[int, int], reason: str) -> None:
+    image = Image()
+    data = bytearray(image.finish(image.devices({1: {2: 3}}, {}, Shape())).data[0])
+    for at, total, used in zip((64, 192), blocks, allocated, strict=True):
+        data[at : at + 16] = struct.pack("<QQ", total, used)
+    with pytest.raises(PoolFailed, match=reason):
+        parse_superblock(sealed(data, SUPERBLOCK_SALT))
 
 
 def test_blank_cut_and_misplaced_blocks(tmp_path: Path) -> None:
