@@ -354,10 +354,11 @@ class Devicemapper:
 
         def count(books: Books) -> dict[int, Usage]:
             size = books.data_block_size
+            exclusive = books.exclusive(handle for handle, _ in layers)
             return {
                 handle: Usage(
                     size=books.difference_blocks(handle, parent or base) * size,
-                    exclusive=books.exclusive_blocks(handle) * size,
+                    exclusive=exclusive[handle] * size,
                     referenced=books.mapped_blocks(handle) * size,
                 )
                 for handle, parent in layers

@@ -11,15 +11,16 @@ if TYPE_CHECKING:
     from thinpool.errors import *  # noqa: F403 - the whole error tree is public
     from thinpool.layer.limits import Limits
     from thinpool.model import Change, Kind, Layer, Usage, Volume
+    from thinpool.priority import background
     from thinpool.store import Store
 
 __version__ = "0.1.0"
 
-_HOMES = {"Limits": "layer.limits", "Store": "store"} | dict.fromkeys(
+_HOMES = {"background": "priority", "Limits": "layer.limits", "Store": "store"} | dict.fromkeys(
     ("Change", "Kind", "Layer", "Usage", "Volume"), "model"
 )
 
-__all__ = ["Change", "Kind", "Layer", "Limits", "Store", "Usage", "Volume", "__version__"]
+__all__ = ["Change", "Kind", "Layer", "Limits", "Store", "Usage", "Volume", "__version__", "background"]
 
 
 def __getattr__(name: str) -> object:

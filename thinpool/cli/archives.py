@@ -9,6 +9,7 @@ import click
 
 from thinpool.cli import failure, files, output
 from thinpool.cli.command import command
+from thinpool.cli.giving_way import gives_way
 from thinpool.cli.layers import show
 from thinpool.cli.params import LABEL, LAYER, PATH
 from thinpool.cli.progress import progress_bar
@@ -27,6 +28,7 @@ ImageCompression = Literal["none", "gzip", "zstd"]
         ("mmdebstrap stable - | thinpool import debian", "from another program"),
         ("thinpool import web --oci images --tag web", "all layers of an image in an OCI layout"),
         ("docker save web:1 | thinpool import web --oci -", "all layers of an image, from Docker"),
+        ("thinpool import big big.tar --ioprio idle", "while the disk has nothing else to do"),
         ("thinpool import guest guest.tar --no-devices --limit size=2G", "what somebody else made, within bounds"),
     ],
 )
@@ -42,6 +44,7 @@ ImageCompression = Literal["none", "gzip", "zstd"]
     help="What it may ask for, as in size=20G; may be repeated.",
 )  # fmt: skip
 @click.option("--devices/--no-devices", default=True, help="Make device nodes, or leave them out; else make them.")
+@gives_way
 def import_(
     settings: Settings, name: str, file: Path | None, parent: str | None, oci: Path | None, tag: str | None,
     limits: Sequence[tuple[str, str]], *, devices: bool,
@@ -90,6 +93,7 @@ def import_(
         ("thinpool export debian-hello -o hello.tar.zst --compress zstd", "the difference to its parent"),
         ("thinpool export job debian | tar -tv", "the difference to another layer, to look at"),
         ("thinpool export web --oci images --tag web:1", "it and its ancestors, as an image"),
+        ("thinpool export web -o web.tar --cgroup /sys/fs/cgroup/slow", "within the io.max of a control group"),
         ("thinpool export web --oci images --compress zstd", "with smaller layers, as the image latest"),
     ],
 )
@@ -99,6 +103,7 @@ def import_(
 @click.option("--oci", type=PATH, metavar="DIR", help="Write an OCI image layout, of NAME and all its ancestors.")
 @click.option("--tag", metavar="REF", help="Name of the image in the layout; else latest.")
 @click.option("--compress", type=click.Choice(get_args(Compression)), help="Compression; else none, in an image gzip.")
+@gives_way
 def export(
     settings: Settings, name: str, base: str | None, target: Path | None, oci: Path | None, tag: str | None,
     compress: Compression | None,

@@ -8,6 +8,7 @@ import click
 
 from thinpool.cli import output, signals
 from thinpool.cli.command import command
+from thinpool.cli.giving_way import gives_way
 from thinpool.cli.params import LAYER, PATH, VOLUME
 from thinpool.cli.settings import Settings
 from thinpool.model import Volume
@@ -121,6 +122,7 @@ def run(
 @click.argument("name", type=LAYER)
 @click.argument("base", type=LAYER, required=False)
 @click.option("-z", "--null", is_flag=True, help="End each row with a NUL, and escape nothing.")
+@gives_way
 def diff(settings: Settings, name: str, base: str | None, *, null: bool) -> None:
     r"""Show how the layer NAME differs from its parent, or from the layer BASE.
 
