@@ -30,4 +30,4 @@ def test_the_tour_of_the_shell(scratch: Path) -> None:
     assert "A /hello\n" in done.stdout
     assert '"devicemapper"' in done.stdout
     begin = done.stdout.index('{"')
-    assert json.JSONDecoder().raw_decode(done.stdout[begin:])[0]["layers"] == 2
+    assert json.JSONDecoder().raw_decode(done.stdout[begin:])[0]["layers"] == 3

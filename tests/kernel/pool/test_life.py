@@ -343,3 +343,13 @@ def test_a_pool_is_made_by_the_one_who_finishes_it(scratch: Path) -> None:
         with Books.open(metadata) as books:
             assert len(list(books.devices())) == 2
         store.down()
+
+
+def test_a_metadata_snapshot_that_a_power_cut_left_is_released(store: Store) -> None:
+    """Its note was in memory alone, and nobody who reserved it can be left."""
+    pool = store.info().pool
+    assert pool is not None
+    run("dmsetup", "message", pool.name, "0", "reserve_metadata_snap")
+    store.down()
+    store.up()
+    assert run("dmsetup", "status", pool.name).split()[6] == "-"
