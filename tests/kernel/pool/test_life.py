@@ -9,6 +9,7 @@ from pathlib import Path
 import attrs
 import pytest
 
+from tests.kernel.pool.tools import run
 from thinpool import Store
 from thinpool.dm import Control
 from thinpool.errors import ConfigError, DeviceMapperError, PoolFailed
