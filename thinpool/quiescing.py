@@ -55,7 +55,7 @@ class Quiesce:
         """Call the hook with `freeze` before the block and with `thaw` after it, whatever happens.
 
         A process that is killed in between calls nothing any more: for a command the guard does it then, or where the
-        block does not end (`thinpool.guard`); of a function nothing is left.
+        block does not end (`thinpool.guard`); of a function nothing is left. `thaw` may come once more than `freeze`.
 
         Raises:
             HookFailed: the hook failed. If it was the thaw, what the hook is for may still hold still.
