@@ -16,6 +16,7 @@ from tests.kernel.test_crash import check_storage
 from thinpool import Store
 from thinpool.dm import Control
 from thinpool.errors import LayerInUse, PoolFailed, PoolFull
+from thinpool.guard import Guard, Order
 from thinpool.units import MIB, SECTOR
 
 pytestmark = pytest.mark.kernel
@@ -127,6 +128,7 @@ def test_a_copy_that_takes_too_long_is_given_up(slow_store: tuple[Store, Callabl
     holder = store._session.driver._thins.holder  # type: ignore[attr-defined]
     with worked_in(store) as root:
         store.checkpoint("first", "work")
+        _wait_until_ready(holder.guard, store.root / "ready")
         holder._seconds = 0.05
         delay(300)
         with pytest.raises(PoolFailed, match=r"took longer than 0\.05 s"):
@@ -140,6 +142,13 @@ def test_a_copy_that_takes_too_long_is_given_up(slow_store: tuple[Store, Callabl
     with store.mount("point") as root:
         assert (root / "f").read_text() == "after"
     check_storage(store)
+
+
+def _wait_until_ready(guard: Guard, flag: Path) -> None:
+    """Wait until the guard does what it is told; where all is slow, it may take longer to start than a hold takes."""
+    with guard.over(Order(0.001, command=("touch", str(flag)))):
+        while not flag.exists():
+            assert guard.pid is not None
 
 
 def test_a_guard_that_was_killed_is_replaced(store: Store) -> None:
