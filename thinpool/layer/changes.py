@@ -14,19 +14,17 @@ is trusted. What is left is a clock that is set back, onto the very nanosecond o
 
 import os
 import stat
-from collections.abc import Generator, Iterable, Iterator
-from contextlib import ExitStack, closing
-from os import stat_result
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
 
 import attrs
 
 from thinpool.errors import TreeError
-from thinpool.layer import xattrs
 from thinpool.layer.compare import attributes_differ, contents_differ
 from thinpool.layer.links import Backlog, LinkSets, Pair
 from thinpool.layer.scope import Place, Scope
 from thinpool.layer.text import shown
-from thinpool.layer.tree import Descent
+from thinpool.layer.view import MountedView, Status, View
 from thinpool.model import Change
 
 _TWO_TICKS_NS = 20_000_000
@@ -57,49 +55,38 @@ def walk(
     Raises:
         TreeError: a tree cannot be read, or changes while it is read.
     """
+    with _reading(), ExitStack() as stack:
+        old = None if older is None else stack.enter_context(MountedView(older))
+        new = stack.enter_context(MountedView(newer))
+        yield from walk_views(old, new, settled_ns=settled_ns, scope=scope)
+
+
+def walk_views(
+    older: View | None, newer: View, *, settled_ns: int | None = None, scope: Scope | None = None
+) -> Iterator[Change]:
+    """Compare two trees, however they are read; see `walk`.
+
+    Args:
+        older: the older tree, at its root.
+        newer: the newer tree, at its root.
+        settled_ns: as for `walk`.
+        scope: as for `walk`.
+
+    Raises:
+        TreeError: a tree cannot be read, or changes while it is read; and what else the views raise.
+    """
     before_ns = _NEVER_NS if settled_ns is None else settled_ns - _TWO_TICKS_NS
+    with _reading(), closing(Backlog()) as backlog:
+        yield from _Walk(older, newer, before_ns, backlog, scope).run()
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
     try:
-        with ExitStack() as stack:
-            old = None if older is None else stack.enter_context(Descent(older))
-            new = stack.enter_context(Descent(newer))
-            backlog = stack.enter_context(closing(Backlog()))
-            yield from _Walk(old, new, before_ns, backlog, scope).run()
+        yield
     except OSError as error:
         where = "" if error.filename is None else f" at {shown(error.filename)}"
         raise TreeError(f"the layer's tree cannot be read{where}: {error.strerror}") from error
-
-
-@attrs.define(eq=False)
-class _Listing:
-    """Entries of one directory: the names that are looked at, and the inode numbers of those that are directories."""
-
-    names: set[str] = attrs.field(factory=set)
-    directories: dict[str, int] = attrs.field(factory=dict)
-
-    @classmethod
-    def of(cls, fd: int) -> "_Listing":
-        """All entries."""
-        found = cls()
-        with os.scandir(fd) as entries:
-            for entry in entries:
-                found.names.add(entry.name)
-                if entry.is_dir(follow_symlinks=False):
-                    found.directories[entry.name] = entry.inode()
-        return found
-
-    @classmethod
-    def among(cls, fd: int, names: Iterable[str]) -> "_Listing":
-        """Those of the names that there are."""
-        found = cls()
-        for name in names:
-            try:
-                status = os.stat(name, dir_fd=fd, follow_symlinks=False)
-            except FileNotFoundError:
-                continue
-            found.names.add(name)
-            if stat.S_ISDIR(status.st_mode):
-                found.directories[name] = status.st_ino
-        return found
 
 
 @attrs.define(eq=False)
@@ -107,36 +94,34 @@ class _Frame:
     """A directory that is being walked.
 
     Attributes:
-        older: its entries in the older tree, or None where it is new.
+        older: its entries in the older tree, as `View.entries` gives them, or None where it is new.
         newer: its entries in the newer tree.
         place: what of it is in the scope; None for all.
         same_inodes: as in the scope.
         keys: what is left to do, in order: names, and `NAME/` for what lies below a directory.
     """
 
-    older: _Listing | None
-    newer: _Listing
+    older: Mapping[str, int] | None
+    newer: Mapping[str, int]
     place: Place | None
     same_inodes: bool
     keys: Iterator[str] = attrs.field(factory=lambda: iter(()))
 
     @classmethod
-    def open(cls, older_fd: int | None, newer_fd: int, place: Place | None, *, same_inodes: bool) -> "_Frame":
-        if place is None or place.whole or older_fd is None:
-            older = None if older_fd is None else _Listing.of(older_fd)
-            frame = cls(older, _Listing.of(newer_fd), None, same_inodes)
-        elif place.listed:
-            frame = cls(_Listing.of(older_fd), _Listing.of(newer_fd), place, same_inodes)
-        else:
+    def open(cls, older: View | None, newer: View, place: Place | None, *, same_inodes: bool) -> "_Frame":
+        names = None
+        if place is None or place.whole or older is None:
+            place = None
+        elif not place.listed:
             names = place.children
-            frame = cls(_Listing.among(older_fd, names), _Listing.among(newer_fd, names), place, same_inodes)
+        frame = cls(None if older is None else older.entries(names), newer.entries(names), place, same_inodes)
         frame.keys = iter(frame._sorted_keys())
         return frame
 
     def _sorted_keys(self) -> list[str]:
         newer = self.newer
-        names = newer.names if self.older is None else newer.names | self.older.names
-        keys = [*names, *(f"{name}/" for name in newer.directories if self._is_entered(name))]
+        names = newer if self.older is None else newer.keys() | self.older.keys()
+        keys = [*names, *(f"{name}/" for name, inode in newer.items() if inode and self._is_entered(name))]
         if "".join(keys).isascii():
             keys.sort()
         else:
@@ -154,14 +139,12 @@ class _Frame:
         return None if self.place is None or self._is_new(name) else self.place.children[name]
 
     def _is_new(self, name: str) -> bool:
-        inode = None if self.older is None else self.older.directories.get(name)
-        return inode is None or (self.same_inodes and inode != self.newer.directories[name])
+        inode = None if self.older is None else self.older.get(name)
+        return not inode or (self.same_inodes and inode != self.newer[name])
 
 
 class _Walk:
-    def __init__(
-        self, older: Descent | None, newer: Descent, before_ns: int, backlog: Backlog, scope: Scope | None
-    ) -> None:
+    def __init__(self, older: View | None, newer: View, before_ns: int, backlog: Backlog, scope: Scope | None) -> None:
         self._place = None if scope is None else scope.root
         self._same_inodes = scope is not None and scope.same_inodes
         self._older = older
@@ -174,7 +157,7 @@ class _Walk:
     def run(self) -> Iterator[Change]:
         if self._root_differs():
             yield Change("C", "/")
-        stack = [self._frame(None if self._older is None else self._older.fd, self._place)]
+        stack = [self._frame(self._older, self._place)]
         lengths = [1]
         while stack:
             below = yield from self._entries(stack[-1])
@@ -195,13 +178,13 @@ class _Walk:
         self._newer.enter(name)
         self._prefix += f"{name}/"
         place = frame.below(name)
-        if self._older is None or frame.older is None or name not in frame.older.directories:
+        if self._older is None or frame.older is None or not frame.older.get(name):
             return self._frame(None, place)
         self._older.enter(name)
-        return self._frame(self._older.fd, place)
+        return self._frame(self._older, place)
 
-    def _frame(self, older_fd: int | None, place: Place | None) -> _Frame:
-        return _Frame.open(older_fd, self._newer.fd, place, same_inodes=self._same_inodes)
+    def _frame(self, older: View | None, place: Place | None) -> _Frame:
+        return _Frame.open(older, self._newer, place, same_inodes=self._same_inodes)
 
     def _entries(self, frame: _Frame) -> Generator[Change, None, str | None]:
         """Go on with a directory; returns the name of the directory below which to go on, or None when done."""
@@ -210,9 +193,9 @@ class _Walk:
             if key.endswith("/"):
                 return key[:-1]
             pair = None
-            if older is None or key not in older.names:
+            if older is None or key not in older:
                 change = Change("A", prefix + key)
-            elif key not in newer.names:
+            elif key not in newer:
                 change = Change("D", prefix + key)
             else:
                 differs, pair = self._compare(key)
@@ -231,24 +214,23 @@ class _Walk:
     def _compare(self, name: str) -> tuple[bool, Pair | None]:
         """Whether an entry of both trees differs in itself, and its link sets where it has any."""
         assert self._older is not None
-        older_fd, newer_fd = self._older.fd, self._newer.fd
-        older = os.stat(name, dir_fd=older_fd, follow_symlinks=False)
-        newer = os.stat(name, dir_fd=newer_fd, follow_symlinks=False)
+        older = self._older.status(name)
+        newer = self._newer.status(name)
         pair = self._links.meet(older, newer) if older.st_nlink > 1 or newer.st_nlink > 1 else None
         if attributes_differ(older, newer):
             return True, pair
         if self._untouched(older, newer):
             return False, pair
-        return contents_differ(older_fd, newer_fd, name, newer), pair
+        return contents_differ(self._older, self._newer, name, newer), pair
 
     def _root_differs(self) -> bool:
-        newer = os.stat(self._newer.fd)
+        newer = self._newer.status(".")
         if self._older is None:
             bare = newer.st_mode == _EMPTY_ROOT_MODE and newer.st_uid == 0 and newer.st_gid == 0
-            return not bare or bool(xattrs.read(self._newer.fd))
-        older = os.stat(self._older.fd)
-        return attributes_differ(older, newer) or contents_differ(self._older.fd, self._newer.fd, ".", newer)
+            return not bare or bool(self._newer.attributes("."))
+        older = self._older.status(".")
+        return attributes_differ(older, newer) or contents_differ(self._older, self._newer, ".", newer)
 
-    def _untouched(self, older: stat_result, newer: stat_result) -> bool:
+    def _untouched(self, older: Status, newer: Status) -> bool:
         ctime = newer.st_ctime_ns
         return ctime < self._before_ns and ctime == older.st_ctime_ns and newer.st_ino == older.st_ino

@@ -1,18 +1,16 @@
 """Whether one path is the same in two trees."""
 
-import os
 import stat
-from os import stat_result
+from collections.abc import Iterator
 
 from thinpool.errors import TreeError
-from thinpool.layer import xattrs
 from thinpool.layer.text import shown
+from thinpool.layer.view import Content, Status, View
 
 _CHUNK = 1 << 18
-_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
-def attributes_differ(older: stat_result, newer: stat_result) -> bool:
+def attributes_differ(older: Status, newer: Status) -> bool:
     """Compare what stat(2) tells: type and permissions, owner, device number, size, time of modification.
 
     Of a directory, neither size nor time count: they follow from its entries.
@@ -29,59 +27,68 @@ def attributes_differ(older: stat_result, newer: stat_result) -> bool:
     return (stat.S_ISCHR(mode) or stat.S_ISBLK(mode)) and older.st_rdev != newer.st_rdev
 
 
-def contents_differ(older_fd: int, newer_fd: int, name: str, newer: stat_result) -> bool:
+def contents_differ(older: View, newer: View, name: str, status: Status) -> bool:
     """Compare what stat(2) does not tell of two entries that otherwise agree: attributes, link target, content.
 
     Args:
-        older_fd: the directory in the older tree.
-        newer_fd: the directory in the newer tree.
+        older: the older tree, at the entry's directory.
+        newer: the newer tree, at the entry's directory.
         name: the entry's name in both; `.` for the directories themselves.
-        newer: the status of the newer entry.
+        status: the status of the newer entry.
     """
-    if xattrs.read(xattrs.path_of(older_fd, name)) != xattrs.read(xattrs.path_of(newer_fd, name)):
+    if older.attributes(name) != newer.attributes(name):
         return True
-    if stat.S_ISLNK(newer.st_mode):
-        return os.readlink(name, dir_fd=older_fd) != os.readlink(name, dir_fd=newer_fd)
-    if not stat.S_ISREG(newer.st_mode) or not newer.st_size:
+    if stat.S_ISLNK(status.st_mode):
+        return older.target(name) != newer.target(name)
+    if not stat.S_ISREG(status.st_mode) or not status.st_size:
         return False
-    older = os.open(name, _READ, dir_fd=older_fd)
+    size = status.st_size
+    ours = older.content(name, size)
     try:
-        other = os.open(name, _READ, dir_fd=newer_fd)
+        theirs = newer.content(name, size)
         try:
-            return _data_differs(older, other, newer.st_size, name)
+            return _data_differs(ours, theirs, size, name)
         finally:
-            os.close(other)
+            theirs.close()
     finally:
-        os.close(older)
+        ours.close()
 
 
-def _data_differs(older: int, newer: int, size: int, name: str) -> bool:
-    """Compare two files of one size, going over what is a hole in both."""
-    ours, theirs = bytearray(min(size, _CHUNK)), bytearray(min(size, _CHUNK))
-    position = 0
-    while position < size:
-        if size > _CHUNK:
-            position = min(_next_data(older, position, size), _next_data(newer, position, size))
-            if position == size:
-                break
-        count = os.preadv(older, [ours], position)
-        if count != os.preadv(newer, [theirs], position) or not count:
+def _data_differs(older: Content, newer: Content, size: int, name: str) -> bool:
+    """Compare two files of one size."""
+    for position, length in _stored_apart(older, newer, size):
+        ours, theirs = older.read(position, length), newer.read(position, length)
+        if not len(ours) == len(theirs) == length:
             raise TreeError(f"{shown(name)} changed while it was read")
-        if memoryview(ours)[:count] != memoryview(theirs)[:count]:
+        if ours != theirs:
             return True
-        position += count
     return False
 
 
-def _next_data(fd: int, position: int, size: int) -> int:
-    try:
-        return min(os.lseek(fd, position, os.SEEK_DATA), size)
-    except OSError:  # ENXIO: only a hole is left; EINVAL: the file system knows no holes
-        return _end_of_hole(fd, position, size)
+def _stored_apart(older: Content, newer: Content, size: int) -> Iterator[tuple[int, int]]:
+    """What must be read: not a hole in both files, nor one storage of both. Offsets and lengths of a chunk at most."""
+    if size <= _CHUNK and older.stored_at(0) is None:
+        yield 0, size
+        return
+    position = 0
+    while (position := min(older.next_data(position), newer.next_data(position))) < size:
+        limit = min(position + _CHUNK, size)
+        start = position
+        while position < limit:
+            is_same, length = _same_storage(older, newer, position, limit - position)
+            if is_same and position > start:
+                break
+            position += length
+            if is_same:
+                start = position
+        if position > start:
+            yield start, min(position, limit) - start
 
 
-def _end_of_hole(fd: int, position: int, size: int) -> int:
-    try:
-        return size if os.lseek(fd, position, os.SEEK_HOLE) == position else position
-    except OSError:
-        return position
+def _same_storage(older: Content, newer: Content, position: int, most: int) -> tuple[bool, int]:
+    """Whether both files have a byte in one place, and for how long that is so."""
+    ours = older.stored_at(position)
+    theirs = None if ours is None else newer.stored_at(position)
+    if ours is None or theirs is None:
+        return False, most
+    return ours[0] == theirs[0], min(ours[1], theirs[1])

@@ -6,11 +6,11 @@ import struct
 import tempfile
 from collections import deque
 from collections.abc import Iterator, Mapping
-from os import stat_result
 from typing import IO
 
 import attrs
 
+from thinpool.layer.view import Status
 from thinpool.model import Change, ChangeKind
 
 _Id = tuple[int, int]
@@ -65,7 +65,7 @@ class LinkSets:
         self._older: dict[_Id, _Inode] = {}
         self._newer: dict[_Id, _Inode] = {}
 
-    def meet(self, older: stat_result, newer: stat_result) -> Pair | None:
+    def meet(self, older: Status, newer: Status) -> Pair | None:
         """Take in a path of both trees; None where neither inode has another name."""
         if not (_shared(older) or _shared(newer)):
             return None
@@ -140,11 +140,11 @@ class Backlog:
             self._read_at += _RECORD.size + length
 
 
-def _shared(status: stat_result) -> bool:
+def _shared(status: Status) -> bool:
     return status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode)
 
 
-def _meet(table: dict[_Id, _Inode], own: _Id, status: stat_result, partner: _Id) -> _Inode:
+def _meet(table: dict[_Id, _Inode], own: _Id, status: Status, partner: _Id) -> _Inode:
     if not _shared(status):
         return _Inode(partner, 1, 1)
     inode = table.get(own)

@@ -71,8 +71,8 @@ class Content(Protocol):
         Bytes of two files at equal places are the same byte of storage, so equal. None where that is not known.
         """
 
-    def read(self, position: int, buffer: memoryview) -> int:
-        """Fill a buffer from a position on; returns the number of bytes, fewer at the file's end."""
+    def read(self, position: int, length: int) -> bytes:
+        """So many bytes from a position on, fewer at the file's end."""
 
     def close(self) -> None:
         """Let go of what the content holds."""
@@ -181,6 +181,8 @@ class MountedView:
 class MountedContent:
     """An open file."""
 
+    __slots__ = ("_fd", "_size")
+
     def __init__(self, fd: int, size: int) -> None:
         """Take over the descriptor of a file of so many bytes."""
         self._fd = fd
@@ -203,9 +205,9 @@ class MountedContent:
         """Not known."""
         return None
 
-    def read(self, position: int, buffer: memoryview) -> int:
-        """By preadv(2)."""
-        return os.preadv(self._fd, [buffer], position)
+    def read(self, position: int, length: int) -> bytes:
+        """By pread(2)."""
+        return os.pread(self._fd, length, position)
 
     def close(self) -> None:
         """Close the file."""

@@ -1,32 +1,86 @@
 """The content of a regular file."""
 
+import stat
 from collections.abc import Hashable
 
+from thinpool.filesystem.ext4 import extents
+from thinpool.filesystem.ext4.errors import Unreadable
+from thinpool.filesystem.ext4.extents import Extent
 from thinpool.filesystem.ext4.inode import Inode
-from thinpool.filesystem.ext4.superblock import Superblock
+from thinpool.filesystem.ext4.superblock import BLOCK_SIZE, Superblock
 from thinpool.filesystem.ext4.volume import Volume
 
 
 class FileContent:
-    """A regular file's content, to be read from its beginning towards its end; a `thinpool.layer.view.Content`."""
+    """A regular file's content, a `thinpool.layer.view.Content`.
+
+    It goes over the extents as it is read; going back means to begin with them anew.
+    """
 
     def __init__(self, volume: Volume, superblock: Superblock, inode: Inode) -> None:
         """Of a file; see `Image.content`."""
+        if not stat.S_ISREG(inode.mode):
+            raise Unreadable(f"inode {inode.number} is no regular file")
         self._volume = volume
         self._superblock = superblock
         self._inode = inode
+        self._size = inode.size
+        self._begin()
+
+    def _begin(self) -> None:
+        self._extents = extents.read(self._volume, self._superblock, self._inode)
+        self._after = 0
+        self._present: Extent | None = next(self._extents, None)
 
     def next_data(self, position: int) -> int:
         """The first position from here on that may hold anything but zeros; the file's size where none does."""
-        raise NotImplementedError
+        while position < self._size:
+            offset, length = self._place(position)
+            if offset is not None:
+                return position
+            position += length
+        return self._size
 
     def stored_at(self, position: int) -> tuple[Hashable, int] | None:
         """Where the byte at a position is stored, and for how many bytes on; see `Volume.stored_at`."""
-        raise NotImplementedError
+        offset, length = self._place(position)
+        if offset is None:
+            return None, length
+        place, further = self._volume.stored_at(offset)
+        return place, min(length, further)
 
-    def read(self, position: int, buffer: memoryview) -> int:
-        """Fill a buffer from a position on; returns the number of bytes, fewer at the file's end."""
-        raise NotImplementedError
+    def read(self, position: int, length: int) -> bytes:
+        """So many bytes from a position on, fewer at the file's end."""
+        end = min(position + length, self._size)
+        parts: list[tuple[int | None, int]] = []
+        while position < end:
+            offset, stretch = self._place(position)
+            parts.append((offset, min(stretch, end - position)))
+            position += stretch
+        stored = [(offset, stretch) for offset, stretch in parts if offset is not None]
+        if len(stored) > 1:
+            self._volume.prefetch(stored)
+        return b"".join(
+            bytes(stretch) if offset is None else self._volume.read(offset, stretch) for offset, stretch in parts
+        )
 
     def close(self) -> None:
         """Nothing is held."""
+
+    def _place(self, position: int) -> tuple[int | None, int]:
+        """The offset on the volume of what is at a position before the file's end, None for zeros; for how long on."""
+        block, within = divmod(position, BLOCK_SIZE)
+        if block < self._after:
+            self._begin()
+        while self._present is not None and self._present.start + self._present.blocks <= block:
+            self._after = self._present.start + self._present.blocks
+            self._present = next(self._extents, None)
+        extent = self._present
+        if extent is None:
+            return None, self._size - position
+        if block < extent.start:
+            return None, extent.start * BLOCK_SIZE - position
+        length = (extent.start + extent.blocks) * BLOCK_SIZE - position
+        if not extent.written:
+            return None, length
+        return (extent.block + block - extent.start) * BLOCK_SIZE + within, length

@@ -1,16 +1,35 @@
 """The entries of a directory.
 
-Layout and checks: `struct ext4_dir_entry_2` of the kernel's fs/ext4/ext4.h, the structures of hashed trees in
-namei.c, `__ext4_check_dir_entry` of dir.c. A directory with a hashed tree reads like any other: the blocks of the tree look
-like empty entries, so only their checksums are of another kind.
+Layout and checks: `struct ext4_dir_entry_2` of the kernel's fs/ext4/ext4.h, the structures of hashed trees and the
+checksums in namei.c, `__ext4_check_dir_entry` of dir.c. A directory with a hashed tree reads like any other: the blocks
+of the tree look like empty entries, so only their checksums are of another kind.
 """
 
-from collections.abc import Mapping
+import stat
+import struct
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from thinpool.filesystem.ext4.inode import Inode
-from thinpool.filesystem.ext4.superblock import Superblock
+from thinpool.filesystem.ext4 import extents
+from thinpool.filesystem.ext4.checksums import Checksums
+from thinpool.filesystem.ext4.errors import Unreadable
+from thinpool.filesystem.ext4.inode import INDEX_FLAG, Inode
+from thinpool.filesystem.ext4.superblock import BLOCK_SIZE, Compat, Superblock
 from thinpool.filesystem.ext4.volume import Volume
+
+_LARGEST = 1 << 31
+_READ_BLOCKS = 64
+_ENTRY = struct.Struct("<IHBB")
+_SHORTEST = 12
+_KINDS = (
+    0, stat.S_IFREG, stat.S_IFDIR, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFLNK,
+)  # fmt: skip
+_TAIL = struct.pack("<IHBB", 0, _SHORTEST, 0, 0xDE)  # struct ext4_dir_entry_tail, without the checksum
+_TAIL_AT = BLOCK_SIZE - _SHORTEST
+_U32 = struct.Struct("<I")
+_LIMIT = struct.Struct("<HH")  # struct dx_countlimit
+_INNER_AT = 8
+_ROOT_AT = 32
 
 
 class Entry(NamedTuple):
@@ -31,4 +50,100 @@ def read(volume: Volume, superblock: Superblock, inode: Inode) -> Mapping[bytes,
     Raises:
         Unreadable: it is damaged, or no directory.
     """
-    raise NotImplementedError
+    if not inode.is_directory:
+        raise Unreadable(f"inode {inode.number} is no directory")
+    if not 0 < inode.size <= _LARGEST or inode.size % BLOCK_SIZE:
+        raise _damaged(inode, f"{inode.size} bytes of entries")
+    blocks = _Blocks(superblock, inode)
+    for place, data in _data(volume, superblock, inode):
+        blocks.take(place, data)
+    found = blocks.found
+    own = found.get(b".")
+    if own is None or own.inode != inode.number or b".." not in found:
+        raise _damaged(inode, "it has no entries . and .. of its own")
+    return found
+
+
+def _data(volume: Volume, superblock: Superblock, inode: Inode) -> Iterator[tuple[int, memoryview]]:
+    """All blocks with their places in the directory."""
+    count = inode.size // BLOCK_SIZE
+    place = 0
+    for extent in extents.read(volume, superblock, inode):
+        if place == count:
+            return
+        if extent.start != place or not extent.written:
+            break
+        end = min(place + extent.blocks, count)
+        while place < end:
+            some = min(end - place, _READ_BLOCKS)
+            offset = (extent.block + place - extent.start) * BLOCK_SIZE
+            data = memoryview(volume.read(offset, some * BLOCK_SIZE))
+            for index in range(some):
+                yield place + index, data[index * BLOCK_SIZE : (index + 1) * BLOCK_SIZE]
+            place += some
+    if place != count:
+        raise _damaged(inode, f"its block {place} is missing")
+
+
+class _Blocks:
+    """Collects what is in the blocks of one directory."""
+
+    def __init__(self, superblock: Superblock, inode: Inode) -> None:
+        self.found: dict[bytes, Entry] = {}
+        self._inode = inode
+        self._checksums = superblock.checksums
+        self._seed = 0 if self._checksums is None else self._checksums.of_inode(inode.number, inode.generation)
+        self._is_hashed = bool(inode.flags & INDEX_FLAG) and Compat.DIR_INDEX in superblock.compat
+        self._with_kinds = superblock.has_type_in_entries
+        self._inodes = superblock.inodes
+
+    def take(self, place: int, block: memoryview) -> None:
+        """Check and parse a block."""
+        if self._checksums is not None:
+            _, length, _, _ = _ENTRY.unpack_from(block)
+            if self._is_hashed and (place == 0 or length == BLOCK_SIZE):
+                self._check_tree(place, block, self._checksums, _ROOT_AT if length == _SHORTEST else _INNER_AT)
+            else:
+                self._check_leaf(place, block, self._checksums)
+        position = 0
+        while position < BLOCK_SIZE:
+            number, length, name_length, kind = _ENTRY.unpack_from(block, position)
+            end = position + length
+            if length < max(_SHORTEST, 8 + name_length) or length % 4 or (end > _TAIL_AT and end != BLOCK_SIZE):
+                raise self._damaged(place, f"an entry of {length} bytes with a name of {name_length} at {position}")
+            if number:
+                self._add(place, number, bytes(block[position + 8 : position + 8 + name_length]), kind)
+            position = end
+
+    def _add(self, place: int, number: int, name: bytes, kind: int) -> None:
+        if not name or b"/" in name or b"\0" in name or name in self.found:
+            raise self._damaged(place, f"an entry has the name {name!r}")
+        if number > self._inodes:
+            raise self._damaged(place, f"an entry names inode {number} of {self._inodes}")
+        if not self._with_kinds:
+            kind = 0
+        elif kind >= len(_KINDS):
+            raise self._damaged(place, f"an entry is of type {kind}")
+        self.found[name] = Entry(number, _KINDS[kind])
+
+    def _check_leaf(self, place: int, block: memoryview, sums: Checksums) -> None:
+        (found,) = _U32.unpack_from(block, BLOCK_SIZE - 4)
+        tail = block[_TAIL_AT : BLOCK_SIZE - 4]
+        if tail != _TAIL or found != sums.over(self._seed, block[:_TAIL_AT]):
+            raise self._damaged(place, "wrong checksum")
+
+    def _check_tree(self, place: int, block: memoryview, sums: Checksums, at: int) -> None:
+        limit, count = _LIMIT.unpack_from(block, at)
+        tail = at + 8 * limit  # struct dx_tail
+        if count > limit or tail > BLOCK_SIZE - 8:
+            raise self._damaged(place, f"{count} of {limit} entries in its hashed tree")
+        (found,) = _U32.unpack_from(block, tail + 4)
+        if found != sums.over(self._seed, block[: at + 8 * count], block[tail : tail + 4], bytes(4)):
+            raise self._damaged(place, "wrong checksum of its hashed tree")
+
+    def _damaged(self, place: int, reason: str) -> Unreadable:
+        return _damaged(self._inode, f"block {place} of its entries: {reason}")
+
+
+def _damaged(inode: Inode, reason: str) -> Unreadable:
+    return Unreadable(f"directory {inode.number} is damaged: {reason}")
