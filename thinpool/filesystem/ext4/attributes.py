@@ -38,7 +38,7 @@ class _Entry(NamedTuple):
     """One attribute: where its entry ends, the kind of its name, the name, and the place of its value."""
 
     end: int
-    index: int
+    kind: int
     name: bytes
     offset: int
     size: int
