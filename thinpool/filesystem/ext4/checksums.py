@@ -15,7 +15,8 @@ _CRC16_REFLECTED = 0xA001  # lib/crc16.c
 _LE32 = struct.Struct("<I")
 _LE64 = struct.Struct("<Q")
 
-Crc = Callable[[bytes | memoryview, int], int]
+Bytes = bytes | bytearray | memoryview
+Crc = Callable[[Bytes, int], int]
 
 
 def crc32c() -> Crc:
@@ -55,7 +56,7 @@ class Checksums:
         """The value that the checksum of a shared block starts from."""
         return self.crc(_LE64.pack(block), self.seed)
 
-    def over(self, value: int, *parts: bytes | memoryview) -> int:
+    def over(self, value: int, *parts: Bytes) -> int:
         """The value to be stored for some parts after a starting value."""
         for part in parts:
             value = self.crc(part, value)
@@ -67,7 +68,7 @@ def stored(value: int) -> int:
     return value ^ _ALL
 
 
-def crc16(data: bytes, value: int = 0xFFFF) -> int:
+def crc16(data: Bytes, value: int = 0xFFFF) -> int:
     """The kernel's crc16, going on from a value."""
     for byte in data:
         value ^= byte
