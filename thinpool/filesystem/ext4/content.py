@@ -1,7 +1,7 @@
 """The content of a regular file."""
 
 import stat
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 
 from thinpool.filesystem.ext4 import extents
 from thinpool.filesystem.ext4.errors import Unreadable
@@ -22,28 +22,29 @@ class FileContent:
         if not stat.S_ISREG(inode.mode):
             raise Unreadable(f"inode {inode.number} is no regular file")
         self._volume = volume
-        self._superblock = superblock
-        self._inode = inode
         self._size = inode.size
-        self._begin()
-
-    def _begin(self) -> None:
-        self._extents = extents.read(self._volume, self._superblock, self._inode)
-        self._after = 0
-        self._present: Extent | None = next(self._extents, None)
+        # `next_data` runs ahead of the reader over what reads as zeros
+        self._here = _Cursor(volume, superblock, inode)
+        self._ahead = _Cursor(volume, superblock, inode)
+        self._zeros = range(0)
 
     def next_data(self, position: int) -> int:
         """The first position from here on that may hold anything but zeros; the file's size where none does."""
+        if position in self._zeros:
+            return self._zeros.stop
+        start = position
         while position < self._size:
-            offset, length = self._place(position)
+            offset, length = self._ahead.place(position)
             if offset is not None:
-                return position
+                break
             position += length
-        return self._size
+        position = min(position, self._size)
+        self._zeros = range(start, position)
+        return position
 
     def stored_at(self, position: int) -> tuple[Hashable, int] | None:
         """Where the byte at a position is stored, and for how many bytes on; see `Volume.stored_at`."""
-        offset, length = self._place(position)
+        offset, length = self._here.place(position)
         if offset is None:
             return None, length
         place, further = self._volume.stored_at(offset)
@@ -54,8 +55,9 @@ class FileContent:
         end = min(position + length, self._size)
         parts: list[tuple[int | None, int]] = []
         while position < end:
-            offset, stretch = self._place(position)
-            parts.append((offset, min(stretch, end - position)))
+            offset, stretch = self._here.place(position)
+            stretch = min(stretch, end - position)
+            parts.append((offset, stretch))
             position += stretch
         stored = [(offset, stretch) for offset, stretch in parts if offset is not None]
         if len(stored) > 1:
@@ -67,17 +69,30 @@ class FileContent:
     def close(self) -> None:
         """Nothing is held."""
 
-    def _place(self, position: int) -> tuple[int | None, int]:
-        """The offset on the volume of what is at a position before the file's end, None for zeros; for how long on."""
+
+class _Cursor:
+    """Finds positions of a file on the volume, each after the one before."""
+
+    def __init__(self, volume: Volume, superblock: Superblock, inode: Inode) -> None:
+        self._source = (volume, superblock, inode)
+        self._end = -(-inode.size // BLOCK_SIZE) * BLOCK_SIZE
+        self._extents: Iterator[Extent] | None = None
+        self._after = 0
+        self._present: Extent | None = None
+
+    def place(self, position: int) -> tuple[int | None, int]:
+        """The offset on the volume of what is at a position in the file, None for zeros; for how many bytes on."""
         block, within = divmod(position, BLOCK_SIZE)
-        if block < self._after:
-            self._begin()
+        if self._extents is None or block < self._after:
+            self._extents = extents.read(*self._source)
+            self._after = 0
+            self._present = next(self._extents, None)
         while self._present is not None and self._present.start + self._present.blocks <= block:
             self._after = self._present.start + self._present.blocks
             self._present = next(self._extents, None)
         extent = self._present
         if extent is None:
-            return None, self._size - position
+            return None, self._end - position
         if block < extent.start:
             return None, extent.start * BLOCK_SIZE - position
         length = (extent.start + extent.blocks) * BLOCK_SIZE - position

@@ -52,7 +52,9 @@ def read(volume: Volume, superblock: Superblock, inode: Inode) -> Iterator[Exten
     """
     if not (stat.S_ISREG(inode.mode) or stat.S_ISDIR(inode.mode) or stat.S_ISLNK(inode.mode)):
         raise Unreadable(f"inode {inode.number} is no file that has blocks")
-    found = _Tree(volume, superblock, inode).run() if inode.flags & EXTENTS_FLAG else _Map(volume, inode).run()
+    found = (
+        _Tree(volume, superblock, inode).run() if inode.flags & EXTENTS_FLAG else _Map(volume, superblock, inode).run()
+    )
     end = total = 0
     for extent in found:
         if extent.start < end:
@@ -174,9 +176,11 @@ class _Tree:
 class _Map:
     """A map of blocks: twelve in the inode, then one block of pointers, one of pointers to such, and one above."""
 
-    def __init__(self, volume: Volume, inode: Inode) -> None:
+    def __init__(self, volume: Volume, superblock: Superblock, inode: Inode) -> None:
         self._volume = volume
         self._inode = inode
+        self._blocks = superblock.blocks
+        self._read = 0
 
     def run(self) -> Iterator[Extent]:
         pointers = _ROOT_POINTERS.unpack(self._inode.block)
@@ -184,7 +188,8 @@ class _Map:
         run = Extent(0, 0, 0, written=True)
         for level, pointer in [(0, pointer) for pointer in pointers[:_DIRECT]] + list(enumerate(pointers[_DIRECT:], 1)):
             for place, block in self._below(pointer, level, start):
-                if run.blocks and block == run.block + run.blocks and place == run.start + run.blocks:
+                follows = block == run.block + run.blocks and place == run.start + run.blocks
+                if follows and 0 < run.blocks < _LONGEST:
                     run = Extent(run.start, run.block, run.blocks + 1, written=True)
                     continue
                 if run.blocks:
@@ -200,7 +205,8 @@ class _Map:
         if level == 0:
             yield start, pointer
             return
-        if (pointer + 1) * BLOCK_SIZE > self._volume.size:
+        self._read += 1
+        if pointer >= self._blocks or self._read > self._blocks:
             raise _damaged(self._inode, f"a block of its map is at block {pointer}")
         for index, below in enumerate(_POINTERS.unpack(self._volume.read(pointer * BLOCK_SIZE, BLOCK_SIZE))):
             if below:
