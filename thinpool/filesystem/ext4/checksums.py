@@ -13,6 +13,7 @@ import attrs
 _ALL = 0xFFFFFFFF
 _CRC16_REFLECTED = 0xA001  # lib/crc16.c
 _LE32 = struct.Struct("<I")
+_LE32_TWICE = struct.Struct("<II")
 _LE64 = struct.Struct("<Q")
 
 Bytes = bytes | bytearray | memoryview
@@ -46,7 +47,7 @@ class Checksums:
 
     def of_inode(self, number: int, generation: int) -> int:
         """The value that the checksums of an inode and of its own blocks start from."""
-        return self.crc(_LE32.pack(generation), self.crc(_LE32.pack(number), self.seed))
+        return self.crc(_LE32_TWICE.pack(number, generation), self.seed)
 
     def of_group(self, group: int) -> int:
         """The value that the checksum of a group's descriptor starts from."""

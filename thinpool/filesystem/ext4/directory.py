@@ -13,8 +13,9 @@ from typing import NamedTuple
 from thinpool.filesystem.ext4 import extents
 from thinpool.filesystem.ext4.checksums import Checksums
 from thinpool.filesystem.ext4.errors import Unreadable
+from thinpool.filesystem.ext4.features import Compat
 from thinpool.filesystem.ext4.inode import INDEX_FLAG, Inode
-from thinpool.filesystem.ext4.superblock import BLOCK_SIZE, Compat, Superblock
+from thinpool.filesystem.ext4.superblock import BLOCK_SIZE, Superblock
 from thinpool.filesystem.ext4.volume import Volume
 
 _LARGEST = 1 << 31
@@ -94,7 +95,7 @@ class _Blocks:
         self._checksums = superblock.checksums
         self._seed = 0 if self._checksums is None else self._checksums.of_inode(inode.number, inode.generation)
         self._is_hashed = bool(inode.flags & INDEX_FLAG) and Compat.DIR_INDEX in superblock.compat
-        self._with_kinds = superblock.has_type_in_entries
+        self._with_kinds = superblock.has_kinds
         self._inodes = superblock.inodes
 
     def take(self, place: int, block: memoryview) -> None:

@@ -13,7 +13,8 @@ import attrs
 
 from thinpool.filesystem.ext4.checksums import crc16
 from thinpool.filesystem.ext4.errors import Unreadable
-from thinpool.filesystem.ext4.superblock import BLOCK_SIZE, RoCompat, Superblock
+from thinpool.filesystem.ext4.features import RoCompat
+from thinpool.filesystem.ext4.superblock import BLOCK_SIZE, Superblock
 from thinpool.filesystem.ext4.volume import Volume
 
 _LOW = struct.Struct("<IIIHHHHIHHHH")
@@ -66,6 +67,8 @@ class Groups:
 
     def inodes_in(self, start: int, end: int) -> Iterator[range]:
         """The numbers of the inodes that a range of bytes holds at least a part of, used or not, table by table."""
+        if start >= end:
+            return
         superblock = self.superblock
         size, count = superblock.inode_size, superblock.inodes_per_group
         for number in self.by_table[self._first_table(start) :]:

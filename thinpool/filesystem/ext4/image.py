@@ -34,6 +34,7 @@ class Image:
         self.superblock = superblock
         self.groups = groups
         self._inodes: dict[int, Inode | None] = {}
+        self._block = (-1, b"")
 
     @classmethod
     def open(cls, volume: Volume) -> Self:
@@ -58,12 +59,18 @@ class Image:
         found = None
         if offset is not None:
             within = offset % BLOCK_SIZE
-            block = memoryview(self.volume.read(offset - within, BLOCK_SIZE))
-            found = parse_inode(block[within : within + self.superblock.inode_size], number, self.superblock)
+            raw = self._table_block(offset - within)[within : within + self.superblock.inode_size]
+            found = parse_inode(raw, number, self.superblock)
         if len(self._inodes) >= _KEPT:
             self._inodes.clear()
         self._inodes[number] = found
         return found
+
+    def _table_block(self, offset: int) -> bytes:
+        """A block of an inode table; the last one is kept, as neighbours are often asked for in turn."""
+        if self._block[0] != offset:
+            self._block = (offset, self.volume.read(offset, BLOCK_SIZE))
+        return self._block[1]
 
     def used_inode(self, number: int) -> Inode:
         """An inode that a name leads to.

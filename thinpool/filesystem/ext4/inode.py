@@ -12,7 +12,7 @@ import attrs
 
 from thinpool.filesystem.ext4.checksums import Checksums
 from thinpool.filesystem.ext4.errors import Unreadable
-from thinpool.filesystem.ext4.superblock import Incompat, Superblock
+from thinpool.filesystem.ext4.superblock import Superblock
 
 EXTENTS_FLAG = 0x80000
 INDEX_FLAG = 0x1000
@@ -96,6 +96,7 @@ def parse_inode(raw: bytes | memoryview, number: int, superblock: Superblock) ->
         mode, uid, size, _, ctime, mtime, _, gid, links, sectors, flags, block, generation, attribute_block,
         size_high, _, attribute_block_high, uid_high, gid_high, _, _,
     ) = _HEAD.unpack_from(raw)  # fmt: skip
+    raw = bytes(raw)
     extra, ctime_extra, mtime_extra = _EXTRA.unpack_from(raw, _BASE)
     if not links and not mode and not any(raw):
         return None
@@ -111,11 +112,11 @@ def parse_inode(raw: bytes | memoryview, number: int, superblock: Superblock) ->
     if flags & _ALL_REFUSED:
         reason = next(text for flag, text in _REFUSED_FLAGS.items() if flags & flag)
         raise Unreadable(f"inode {number} is {reason}")
-    if kind == stat.S_IFREG or Incompat.LARGEDIR in superblock.incompat:
+    if kind == stat.S_IFREG or superblock.has_large_directories:
         size |= size_high << 32
         if size > _HIGHEST_SIZE:
             raise Unreadable(f"inode {number} is damaged: {size} bytes")
-    if Incompat.BITS64 in superblock.incompat:
+    if superblock.is_64bit:
         attribute_block |= attribute_block_high << 32
     if attribute_block >= superblock.blocks:
         raise Unreadable(f"inode {number} is damaged: its attributes are at block {attribute_block}")
@@ -135,7 +136,7 @@ def parse_inode(raw: bytes | memoryview, number: int, superblock: Superblock) ->
         sectors=sectors,
         block=block,
         attribute_block=attribute_block,
-        body=bytes(raw[_BASE + extra :]) if extra else b"",
+        body=raw[_BASE + extra :] if extra else b"",
     )
 
 
@@ -155,15 +156,13 @@ def _device(block: bytes) -> int:
     return os.makedev(new >> 8 & 0xFFF, new & 0xFF | new >> 12 & 0xFFF00)
 
 
-def _check(raw: bytes | memoryview, number: int, generation: int, extra: int, sums: Checksums) -> None:
-    found: int
-    (found,) = struct.unpack_from("<H", raw, 0x7C)
-    head, middle = raw[:0x7C], raw[0x7E:0x82]
-    start = sums.of_inode(number, generation)
+def _check(raw: bytes, number: int, generation: int, extra: int, sums: Checksums) -> None:
+    low, high, zeros = raw[0x7C:0x7E], raw[0x82:0x84], b"\0\0"
     if extra >= 4:
-        found |= struct.unpack_from("<H", raw, 0x82)[0] << 16
-        expected = sums.over(start, head, b"\0\0", middle, b"\0\0", raw[0x84:])
+        covered = raw[:0x7C] + zeros + raw[0x7E:0x82] + zeros + raw[0x84:]
     else:
-        expected = sums.over(start, head, b"\0\0", raw[0x7E:]) & 0xFFFF
-    if found != expected:
+        covered, high = raw[:0x7C] + zeros + raw[0x7E:], b""
+    expected = sums.over(sums.of_inode(number, generation), covered)
+    found = low + high
+    if found != expected.to_bytes(4, "little")[: len(found)]:
         raise Unreadable(f"inode {number} is damaged: wrong checksum")
