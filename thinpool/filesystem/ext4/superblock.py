@@ -1,7 +1,7 @@
 """The superblock of an ext4 file system, and the gate: what is not known here is not read.
 
-Layout and meaning: `struct ext4_super_block` of the kernel's fs/ext4/ext4.h, the checks of fs/ext4/super.c. All integers
-are little-endian.
+Layout and meaning: `struct ext4_super_block` of the kernel's fs/ext4/ext4.h, the checks of fs/ext4/super.c. All
+integers are little-endian.
 """
 
 import struct
