@@ -71,18 +71,21 @@ def _stored_apart(older: Content, newer: Content, size: int) -> Iterator[tuple[i
         yield 0, size
         return
     position = 0
-    while (position := min(older.next_data(position), newer.next_data(position))) < size:
+    while position < size:
+        if size > _CHUNK:
+            position = min(older.next_data(position), newer.next_data(position))
         limit = min(position + _CHUNK, size)
         start = position
         while position < limit:
             is_same, length = _same_storage(older, newer, position, limit - position)
-            if is_same and position > start:
+            if not is_same:
+                position = min(position + length, limit)
+            elif position > start:
                 break
-            position += length
-            if is_same:
-                start = position
+            else:
+                start = position = position + length
         if position > start:
-            yield start, min(position, limit) - start
+            yield start, position - start
 
 
 def _same_storage(older: Content, newer: Content, position: int, most: int) -> tuple[bool, int]:
