@@ -149,6 +149,12 @@ def test_a_directory_that_holds_one_above_it(damaged: Damaged, to: str) -> None:
         account(damaged.data)
 
 
+def test_a_root_that_holds_itself(damaged: Damaged) -> None:
+    damaged.redirect("", b"fragments", ROOT_INODE)
+    with pytest.raises(Unreadable, match="directory 2 names the root directory"):
+        account(damaged.data)
+
+
 def test_a_directory_with_two_names(damaged: Damaged) -> None:
     damaged.redirect("", b"fragments", damaged.number("folder"))
     with pytest.raises(Unreadable, match="directory 2 names a directory twice"):
@@ -173,9 +179,30 @@ def test_an_entry_of_an_inode_that_is_not_in_use(damaged: Damaged) -> None:
         account(damaged.data)
 
 
-def test_an_entry_of_a_reserved_inode(damaged: Damaged) -> None:
-    damaged.redirect("", b"fragments", 7, kind=1)
-    with pytest.raises(Unreadable, match="inode 7"):
+@pytest.mark.parametrize("name", NAMES)
+def test_an_entry_of_an_inode_that_holds_quotas(name: str) -> None:
+    number = Damaged(name).number("data")
+    with pytest.raises(Unreadable, match=f"directory 2 names the reserved inode {number}"):
+        account(changed(name, 0x240, "<I", lambda _: number))
+
+
+@pytest.mark.parametrize("length", [0, 4, 8, 13, 40, 4088, 4092, 8192, 65535])
+def test_an_entry_of_a_length_that_cannot_be(damaged: Damaged, length: int) -> None:
+    """`.` of an ordinary directory, of which no length but its own leads to an entry."""
+    block = next(block for block, inode, _ in damaged.whole.leaves if inode.number == damaged.number("folder"))
+    struct.pack_into("<H", damaged.data, block * BLOCK_SIZE + 4, length)
+    damaged.whole.mend_leaf(damaged.data, block, damaged.inode("folder"), is_tree=False)
+    with pytest.raises(Unreadable, match=f"directory {damaged.number('folder')} is damaged"):
+        account(damaged.data)
+
+
+@pytest.mark.parametrize(("offset", "size"), [(4092, 8), (4096, 1), (65535, 1), (40, 4), (4000, 1 << 31)])
+def test_a_value_that_lies_elsewhere(damaged: Damaged, offset: int, size: int) -> None:
+    """In the block of attributes: beyond its end, or in the list of names."""
+    block = damaged.whole.attributes[0]
+    struct.pack_into("<H4xI", damaged.data, block * BLOCK_SIZE + 32 + 2, offset, size)
+    damaged.whole.mend_attributes(damaged.data, block)
+    with pytest.raises(Unreadable, match=f"a value of {size} bytes at {offset}"):
         account(damaged.data)
 
 
