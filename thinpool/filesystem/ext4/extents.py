@@ -52,16 +52,11 @@ def read(volume: Volume, superblock: Superblock, inode: Inode) -> Iterator[Exten
     """
     if not (stat.S_ISREG(inode.mode) or stat.S_ISDIR(inode.mode) or stat.S_ISLNK(inode.mode)):
         raise Unreadable(f"inode {inode.number} is no file that has blocks")
-    found = (
-        _Tree(volume, superblock, inode).run() if inode.flags & EXTENTS_FLAG else _Map(volume, superblock, inode).run()
-    )
-    end = total = 0
-    for extent in found:
-        if extent.start < end:
-            raise _damaged(inode, "its extents overlap or are out of order")
-        end = extent.start + extent.blocks
+    kind = _Tree if inode.flags & EXTENTS_FLAG else _Map
+    total = 0
+    for extent in kind(volume, superblock, inode).run():
         total += extent.blocks
-        if end > _LAST or not 0 < extent.block <= superblock.blocks - extent.blocks or total > superblock.blocks:
+        if not 0 < extent.block <= superblock.blocks - extent.blocks or total > superblock.blocks:
             raise _damaged(inode, f"an extent of {extent.blocks} blocks from {extent.block} on")
         yield extent
 
@@ -145,18 +140,23 @@ class _Tree:
             raise _damaged(self._inode, "the header of a node in its tree of extents")
         entries = node[12 : 12 + 12 * count]
         if depth == 0:
-            for extent in _leaves(entries):
-                if not low <= extent.start <= high - extent.blocks or not extent.blocks:
-                    raise _damaged(self._inode, f"an extent at {extent.start} outside of {low} to {high}")
-                low = extent.start + extent.blocks
-                yield extent
+            yield from self._checked(list(_leaves(entries)), low, high)
             return
         children = [(start, first | second << 32) for start, first, second in _INDEX.iter_unpack(entries)]
-        ends = [start for start, _ in children[1:]] + [high]
+        starts = [start for start, _ in children]
+        ends = [*starts[1:], high]
+        if starts[0] < low or any(start >= end for start, end in zip(starts, ends, strict=True)):
+            raise _damaged(self._inode, "a node's places in its tree of extents are out of order")
         for (start, block), end in zip(children, ends, strict=True):
-            if not low <= start < end <= high:
-                raise _damaged(self._inode, "a node's places in its tree of extents are out of order")
             yield from self._node(self._read(block), _MOST_IN_BLOCK, depth - 1, start, end)
+
+    def _checked(self, leaf: list[Extent], low: int, high: int) -> list[Extent]:
+        """The extents of a leaf, if all of them are in order: what hides the others would go unseen else."""
+        for extent in leaf:
+            if not low <= extent.start <= high - extent.blocks or not extent.blocks:
+                raise _damaged(self._inode, f"an extent at {extent.start} outside of {low} to {high}")
+            low = extent.start + extent.blocks
+        return leaf
 
     def _read(self, block: int) -> memoryview:
         if not 0 < block < self._superblock.blocks:

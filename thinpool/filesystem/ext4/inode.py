@@ -106,12 +106,7 @@ def parse_inode(raw: bytes | memoryview, number: int, superblock: Superblock) ->
         return None
     if extra > superblock.inode_size - _BASE or extra % 4:
         raise Unreadable(f"inode {number} is damaged: {extra} bytes of further fields")
-    kind = stat.S_IFMT(mode)
-    if kind not in _TYPES:
-        raise Unreadable(f"inode {number} is damaged: mode {mode:o}")
-    if flags & _ALL_REFUSED:
-        reason = next(text for flag, text in _REFUSED_FLAGS.items() if flags & flag)
-        raise Unreadable(f"inode {number} is {reason}")
+    kind = _kind(number, mode, flags)
     if kind == stat.S_IFREG or superblock.has_large_directories:
         size |= size_high << 32
         if size > _HIGHEST_SIZE:
@@ -138,6 +133,17 @@ def parse_inode(raw: bytes | memoryview, number: int, superblock: Superblock) ->
         attribute_block=attribute_block,
         body=raw[_BASE + extra :] if extra else b"",
     )
+
+
+def _kind(number: int, mode: int, flags: int) -> int:
+    """The type of an inode, if it is one that is known here."""
+    kind = stat.S_IFMT(mode)
+    if kind not in _TYPES:
+        raise Unreadable(f"inode {number} is damaged: mode {mode:o}")
+    if flags & _ALL_REFUSED:
+        reason = next(text for flag, text in _REFUSED_FLAGS.items() if flags & flag)
+        raise Unreadable(f"inode {number} is {reason}")
+    return kind
 
 
 def _time(seconds: int, extra: int, number: int) -> int:

@@ -248,6 +248,25 @@ def test_a_tree_of_extents_that_leads_to_itself() -> None:
         account(damaged.data)
 
 
+@pytest.mark.parametrize("name", ["checked", "unchecked"])
+@pytest.mark.parametrize(
+    ("start", "length"),
+    [(3, 1), (4, 0), (4, 3), (4, 32768 + 3), (0xFFFFFFFF, 2), (20 << 20, 1)],
+    ids=["before", "empty", "overlapping", "overlapping, unwritten", "beyond the last", "after the next"],
+)
+def test_extents_out_of_order(name: str, start: int, length: int) -> None:
+    """The third of the extents of a file that has one in every second block."""
+    damaged = Damaged(name)
+    block, inode = damaged.whole.nodes[0]
+    struct.pack_into("<IH", damaged.data, block * BLOCK_SIZE + 12 + 2 * 12, start, length)
+    damaged.whole.mend_node(damaged.data, block, inode)
+    if start == 3:  # which is free, so put the second there too
+        struct.pack_into("<I", damaged.data, block * BLOCK_SIZE + 12 + 12, start)
+        damaged.whole.mend_node(damaged.data, block, inode)
+    with pytest.raises(Unreadable, match=f"inode {inode.number} is damaged: an extent at"):
+        account(damaged.data)
+
+
 @pytest.mark.parametrize("flag", [0x800, 0x100000, 0x200000, 0x10000000, 0x40000000])
 def test_inodes_of_a_kind_that_is_not_known(damaged: Damaged, flag: int) -> None:
     damaged.patch("fragments", 0x20, "<I", damaged.inode("fragments").flags | flag)
