@@ -12,7 +12,7 @@ import zstandard
 from thinpool.filesystem.ext4.checksums import Checksums, crc16
 from thinpool.filesystem.ext4.image import Image
 from thinpool.filesystem.ext4.inode import EXTENTS_FLAG, INDEX_FLAG, Inode
-from thinpool.filesystem.ext4.superblock import BLOCK_SIZE
+from thinpool.filesystem.ext4.superblock import BLOCK_SIZE, ROOT_INODE
 from thinpool.filesystem.ext4.view import Ext4View
 from thinpool.layer.xattrs import belongs
 
@@ -219,3 +219,44 @@ class Structures:
 
 def _put(data: bytearray, at: int, form: str, value: int) -> None:
     struct.pack_into(form, data, at, value)
+
+
+class Damaged:
+    """A sample, to be damaged on purpose."""
+
+    def __init__(self, name: str) -> None:
+        self.whole = Structures.of(sample(name))
+        self.data = bytearray(sample(name))
+
+    def entry(self, folder: str, name: bytes) -> tuple[int, int, bool]:
+        """Where an entry is, its block's number and whether the block is of a hashed tree."""
+        for block, inode, is_tree in self.whole.leaves:
+            if inode.number != self.number(folder):
+                continue
+            at = self.data.find(name, block * BLOCK_SIZE, (block + 1) * BLOCK_SIZE)
+            if at > 0:
+                return at - 8, block, is_tree
+        raise AssertionError(name)
+
+    def number(self, path: str) -> int:
+        image, number = self.whole.image, ROOT_INODE
+        for part in path.split("/"):
+            if part:
+                number = image.entries(image.used_inode(number))[part.encode()].inode
+        return number
+
+    def inode(self, path: str) -> Inode:
+        return self.whole.image.used_inode(self.number(path))
+
+    def redirect(self, folder: str, name: bytes, number: int, kind: int = 2) -> None:
+        """Let an entry name another inode."""
+        at, block, is_tree = self.entry(folder, name)
+        struct.pack_into("<I", self.data, at, number)
+        self.data[at + 7] = kind
+        self.whole.mend_leaf(self.data, block, self.inode(folder), is_tree)
+
+    def patch(self, path: str, at: int, form: str, *values: int) -> None:
+        """Change fields of an inode."""
+        inode = self.inode(path)
+        struct.pack_into(form, self.data, self.whole.inode_at(inode) + at, *values)
+        self.whole.mend_inode(self.data, inode)

@@ -5,10 +5,9 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.unit.filesystem.ext4.samples import NAMES, MemoryVolume, Structures, account, sample
+from tests.unit.filesystem.ext4.samples import NAMES, Damaged, MemoryVolume, Structures, account, sample
 from thinpool.filesystem.ext4.errors import Unreadable
 from thinpool.filesystem.ext4.image import Image
-from thinpool.filesystem.ext4.inode import Inode
 from thinpool.filesystem.ext4.superblock import BLOCK_SIZE, ROOT_INODE
 
 COMPAT, INCOMPAT, RO_COMPAT = 0x5C, 0x60, 0x64
@@ -94,47 +93,6 @@ def test_a_device_that_is_no_file_system() -> None:
 def test_a_device_that_was_cut() -> None:
     with pytest.raises(Unreadable, match="on a device of"):
         account(sample("checked")[: 200 * BLOCK_SIZE])
-
-
-class Damaged:
-    """A sample, to be damaged on purpose."""
-
-    def __init__(self, name: str) -> None:
-        self.whole = Structures.of(sample(name))
-        self.data = bytearray(sample(name))
-
-    def entry(self, folder: str, name: bytes) -> tuple[int, int, bool]:
-        """Where an entry is, its block's number and whether the block is of a hashed tree."""
-        for block, inode, is_tree in self.whole.leaves:
-            if inode.number != self.number(folder):
-                continue
-            at = self.data.find(name, block * BLOCK_SIZE, (block + 1) * BLOCK_SIZE)
-            if at > 0:
-                return at - 8, block, is_tree
-        raise AssertionError(name)
-
-    def number(self, path: str) -> int:
-        image, number = self.whole.image, ROOT_INODE
-        for part in path.split("/"):
-            if part:
-                number = image.entries(image.used_inode(number))[part.encode()].inode
-        return number
-
-    def inode(self, path: str) -> Inode:
-        return self.whole.image.used_inode(self.number(path))
-
-    def redirect(self, folder: str, name: bytes, number: int, kind: int = 2) -> None:
-        """Let an entry name another inode."""
-        at, block, is_tree = self.entry(folder, name)
-        struct.pack_into("<I", self.data, at, number)
-        self.data[at + 7] = kind
-        self.whole.mend_leaf(self.data, block, self.inode(folder), is_tree)
-
-    def patch(self, path: str, at: int, form: str, *values: int) -> None:
-        """Change fields of an inode."""
-        inode = self.inode(path)
-        struct.pack_into(form, self.data, self.whole.inode_at(inode) + at, *values)
-        self.whole.mend_inode(self.data, inode)
 
 
 @pytest.fixture(params=NAMES)
@@ -286,3 +244,46 @@ def test_an_inode_beyond_the_last() -> None:
         with pytest.raises(Unreadable, match="of 64"):
             image.inode(number)
     assert image.inode(64) is None
+
+
+@pytest.mark.parametrize(
+    ("at", "form", "value", "match"),
+    [
+        (0x00, "<H", 0o644, "mode 644"),
+        (0x00, "<H", 0o130644, "mode 130644"),
+        (0x6C, "<I", 1 << 31, "bytes"),
+        (0x68, "<I", 256, "its attributes are at block 256"),
+        (0x68, "<I", 1, "are damaged: block 1 holds none"),
+        (0x80, "<H", 33, "33 bytes of further fields"),
+        (0x80, "<H", 132, "132 bytes of further fields"),
+        (0x84, "<I", 1_000_000_000 << 2, "1000000000 nanoseconds"),
+        (0x88, "<I", 0xFFFFFFFF, "nanoseconds"),
+    ],
+)
+def test_fields_of_an_inode_that_cannot_be(damaged: Damaged, at: int, form: str, value: int, match: str) -> None:
+    damaged.patch("fragments", at, form, value)
+    with pytest.raises(Unreadable, match=match):
+        account(damaged.data)
+
+
+@pytest.mark.parametrize("size", [0, 100, 4097, 8192, 1 << 31])
+def test_sizes_of_a_directory_that_cannot_be(damaged: Damaged, size: int) -> None:
+    damaged.patch("folder", 0x04, "<I", size)
+    with pytest.raises(Unreadable, match=f"directory {damaged.number('folder')} is damaged"):
+        account(damaged.data)
+
+
+@pytest.mark.parametrize(
+    "acl", [struct.pack("<IHH", 2, 1, 7), struct.pack("<IHH", 1, 3, 7), struct.pack("<IHH", 1, 8, 7)]
+)
+def test_access_control_lists_that_cannot_be(damaged: Damaged, acl: bytes) -> None:
+    """Of another version, with an entry of an unknown kind, with one that runs into those behind it."""
+    good = struct.pack("<IHH", 1, 1, 7)
+    assert good in damaged.data
+    damaged.data[:] = damaged.data.replace(good, acl)
+    inode = damaged.inode("folder/below")
+    damaged.whole.mend_inode(damaged.data, inode)
+    if inode.attribute_block:
+        damaged.whole.mend_attributes(damaged.data, inode.attribute_block)
+    with pytest.raises(Unreadable, match=f"of inode {inode.number} are damaged: an access control list"):
+        account(damaged.data)
