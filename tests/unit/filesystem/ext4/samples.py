@@ -3,7 +3,7 @@
 import functools
 import stat
 import struct
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from pathlib import Path
 
 import attrs
@@ -260,3 +260,12 @@ class Damaged:
         inode = self.inode(path)
         struct.pack_into(form, self.data, self.whole.inode_at(inode) + at, *values)
         self.whole.mend_inode(self.data, inode)
+
+
+def changed(name: str, at: int, form: str, value: Callable[[int], int]) -> bytearray:
+    """A sample with one field of its superblock changed, and the checksum made right."""
+    data = bytearray(sample(name))
+    (old,) = struct.unpack_from(form, data, 1024 + at)
+    struct.pack_into(form, data, 1024 + at, value(old))
+    Structures.of(sample(name)).mend_superblock(data)
+    return data
