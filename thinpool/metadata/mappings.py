@@ -5,20 +5,23 @@ same mappings in both, so the comparison drops it unread: the work is what diffe
 """
 
 import struct
-from collections.abc import Iterator, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import compress, count
 from operator import ne
 from typing import Final
 
 import attrs
 
-from thinpool.metadata.btree import KEY_END, BTree, Node, NodeReader, integers
+from thinpool.metadata.btree import KEY_END, MAX_DEPTH, BTree, Node, NodeReader, broken, integers
 from thinpool.metadata.cursor import Cursor
 
-__all__ = ["MAPPING_SIZE", "BlockRange", "data_blocks", "mapping_difference", "mapping_tree"]
+__all__ = ["MAPPING_SIZE", "BlockRange", "data_blocks", "look_up", "mapping_difference", "mapping_tree"]
 
 MAPPING_SIZE: Final = 8
 """Bytes of a value in the leaves of a mapping tree."""
+
+_VALUE = struct.Struct("<Q")
 
 _TIME_BITS: Final = 24
 """A mapping is the data block's number above 24 bits of time (`pack_block_time` of the kernel's dm-thin-metadata.c)."""
@@ -44,6 +47,53 @@ class BlockRange:
 def mapping_tree(nodes: NodeReader, root: int) -> BTree[int]:
     """The tree of one device: virtual block to data block."""
     return BTree(nodes, root, MAPPING_SIZE, data_blocks)
+
+
+def look_up(nodes: NodeReader, root: int, blocks: Iterable[int]) -> Mapping[int, int]:
+    """Where a device maps some virtual blocks to, without those that it does not map; read level by level.
+
+    Args:
+        nodes: where the tree is.
+        root: root of the device's mapping tree.
+        blocks: the virtual blocks.
+
+    Raises:
+        PoolFailed: a node on the way is damaged.
+    """
+    found: dict[int, int] = {}
+    pending = [(root, 0, KEY_END, sorted(blocks))]
+    for level in range(MAX_DEPTH):
+        nodes.reader.prefetch(block for block, _, _, _ in pending)
+        below: list[tuple[int, int, int, list[int]]] = []
+        for block, low, high, keys in pending:
+            node = nodes.child(block, MAPPING_SIZE, low, high) if level else nodes.node(block, MAPPING_SIZE)
+            if node.leaf:
+                found.update(_entries(node, keys))
+            else:
+                below += _among_children(node, high, keys)
+        if not below:
+            return found
+        pending = below
+    raise broken(root, f"a tree of more than {MAX_DEPTH} levels")
+
+
+def _entries(leaf: Node, keys: Iterable[int]) -> Iterator[tuple[int, int]]:
+    for key in keys:
+        index = bisect_left(leaf.keys, key)
+        if index < len(leaf.keys) and leaf.keys[index] == key:
+            (value,) = _VALUE.unpack_from(leaf.data, leaf.values_at + MAPPING_SIZE * index)
+            yield key, value >> _TIME_BITS
+
+
+def _among_children(node: Node, high: int, keys: list[int]) -> Iterator[tuple[int, int, int, list[int]]]:
+    """The children that some sorted keys lead to, each with its range and those keys."""
+    children, start = integers(node), bisect_left(keys, node.keys[0])
+    while start < len(keys):
+        index = bisect_right(node.keys, keys[start]) - 1
+        end_key = node.keys[index + 1] if index + 1 < len(node.keys) else high
+        end = bisect_left(keys, end_key, start)
+        yield children[index], node.keys[index], end_key, keys[start:end]
+        start = end
 
 
 def data_blocks(leaf: Node) -> Sequence[int]:

@@ -1,7 +1,7 @@
-"""Metadata blocks, read past the page cache.
+"""Blocks of a pool's two devices, read past the page cache.
 
-The kernel writes a pool's metadata through dm-bufio, which shares nothing with the page cache of the block device: a
-buffered read may give a block as it was long ago. So every read here is O_DIRECT.
+The kernel writes a pool's metadata through dm-bufio, and its data straight from thin devices, both past the page cache
+of the block device below: a buffered read may give a block as it was long ago. So every read here is O_DIRECT.
 """
 
 import os
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from mmap import mmap
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Literal, Protocol, Self
 
 import attrs
 
@@ -21,8 +21,11 @@ from thinpool.errors import PoolFailed
 
 __all__ = ["BLOCK_SIZE", "MAX_BLOCKS", "BlockReader", "BlockSource", "DirectFile", "ReadCounters"]
 
+Holds = Literal["metadata", "data"]
+"""What a device of a pool holds."""
+
 BLOCK_SIZE = 4096
-"""Bytes of a metadata block (`THIN_METADATA_BLOCK_SIZE` of the kernel's dm-thin-metadata.h)."""
+"""Bytes of a block: of a metadata block (`THIN_METADATA_BLOCK_SIZE` of the kernel's dm-thin-metadata.h)."""
 
 MAX_BLOCKS = 255 * 4080 * 4
 """Most blocks that metadata can have: 255 bitmaps (`MAX_METADATA_BITMAPS`) with four counts a byte."""
@@ -38,7 +41,7 @@ _WRITES_DONE = 4
 
 
 class BlockSource(Protocol):
-    """Where metadata blocks come from."""
+    """Where blocks come from."""
 
     @property
     def blocks(self) -> int:
@@ -59,22 +62,28 @@ class BlockSource(Protocol):
 
 
 class DirectFile:
-    """A metadata device, or an image of one in a file, opened read-only with O_DIRECT.
+    """A metadata or data device, or an image of one in a file, opened read-only with O_DIRECT.
 
     A regular file on a file system without O_DIRECT (tmpfs of older kernels) is read through the page cache, which is
     all there is of it; a block device never is. Reads may come from several threads at once.
     """
 
-    def __init__(self, fd: int, name: str) -> None:
+    def __init__(self, fd: int, name: str, holds: Holds = "metadata") -> None:
         """Take over a file descriptor, to be closed by `close`."""
         self._fd = fd
         self._name = name
+        self._holds = holds
         self._local = threading.local()
-        self.blocks = min(os.lseek(fd, 0, os.SEEK_END) // BLOCK_SIZE, MAX_BLOCKS)
+        blocks = os.lseek(fd, 0, os.SEEK_END) // BLOCK_SIZE
+        self.blocks = min(blocks, MAX_BLOCKS) if holds == "metadata" else blocks
 
     @classmethod
-    def open(cls, device: str | bytes | os.PathLike[str] | int) -> Self:
+    def open(cls, device: str | bytes | os.PathLike[str] | int, holds: Holds = "metadata") -> Self:
         """Open a device or image by path, or anew by a file descriptor that the caller keeps.
+
+        Args:
+            device: the device or image.
+            holds: what it is a device of.
 
         Raises:
             PoolFailed: it cannot be opened, or is neither block device nor regular file.
@@ -84,10 +93,10 @@ class DirectFile:
         try:
             fd = cls._open_direct(path)
         except OSError as error:
-            raise PoolFailed(f"cannot open metadata device {name}: {error.strerror}") from error
+            raise PoolFailed(f"cannot open {holds} device {name}: {error.strerror}") from error
         try:
-            _check_kind(fd, name)
-            return cls(fd, name)
+            _check_kind(fd, name, holds)
+            return cls(fd, name, holds)
         except BaseException:
             os.close(fd)
             raise
@@ -110,16 +119,18 @@ class DirectFile:
         """
         if not 0 <= block <= self.blocks - count:
             raise PoolFailed(
-                f"metadata block {block + count - 1} lies outside the {self.blocks} blocks of {self._name}"
+                f"{self._holds} block {block + count - 1} lies outside the {self.blocks} blocks of {self._name}"
             )
         size = count * BLOCK_SIZE
         buffer = memoryview(self._buffer())[:size]
         try:
             got = os.preadv(self._fd, [buffer], block * BLOCK_SIZE)
         except OSError as error:
-            raise PoolFailed(f"metadata block {block} of {self._name} cannot be read: {error.strerror}") from error
+            raise PoolFailed(f"{self._holds} block {block} of {self._name} cannot be read: {error.strerror}") from error
         if got != size:
-            raise PoolFailed(f"metadata block {block} of {self._name}: {got} bytes read where {size} were asked for")
+            raise PoolFailed(
+                f"{self._holds} block {block} of {self._name}: {got} bytes read where {size} were asked for"
+            )
         return bytes(buffer)
 
     def mark(self) -> int:
@@ -172,7 +183,7 @@ class ReadCounters:
 
 
 class BlockReader:
-    """Metadata blocks through a bounded cache, with read-ahead that suits the disk.
+    """Blocks through a bounded cache, with read-ahead that suits the disk.
 
     Blocks that lie close together are read in one call. Where a read was seen to take longer than half a millisecond,
     read-ahead keeps up to 16 calls under way at once; on a faster device threads would only cost.
@@ -318,10 +329,10 @@ class BlockReader:
         self.close()
 
 
-def _check_kind(fd: int, name: str) -> None:
+def _check_kind(fd: int, name: str, holds: Holds) -> None:
     mode = os.fstat(fd).st_mode
     if not stat.S_ISBLK(mode) and not stat.S_ISREG(mode):
-        raise PoolFailed(f"metadata device {name} is neither a block device nor a regular file")
+        raise PoolFailed(f"{holds} device {name} is neither a block device nor a regular file")
 
 
 def _runs(blocks: Sequence[int]) -> list[tuple[int, int]]:

@@ -1,0 +1,187 @@
+"""The bytes of thin devices, by the pool's books and its data device, without activating anything.
+
+A thin device maps its virtual blocks to blocks of the data device. `DataDevice` keeps pages of 4096 bytes of the data
+device in one cache, so that what two snapshots share is read once for both of them; `ThinVolume` puts them together to
+what the thin device would show.
+"""
+
+from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
+from itertools import islice
+from os import PathLike
+from types import TracebackType
+from typing import Final, Self
+
+from thinpool.errors import PoolFailed
+from thinpool.filesystem.ext4.errors import Unreadable
+from thinpool.metadata.reader import BLOCK_SIZE, BlockReader, DirectFile, ReadCounters
+from thinpool.metadata.still import StillMappings
+
+__all__ = ["DataDevice", "ThinVolume"]
+
+_CACHE_PAGES: Final = 6144
+_MOST_MAPPINGS: Final = 1 << 16
+_WINDOW_PAGES: Final = 256
+_ZEROS: Final = bytes(BLOCK_SIZE)
+
+
+class DataDevice:
+    """A pool's data device, or an image of it, read past the page cache and past the pool; a context manager.
+
+    What it gives is right for blocks of devices that nobody writes to. Reads of neighbouring pages are joined, and
+    read-ahead keeps several under way where the device was seen to be slow (`thinpool.metadata.reader`). 24 MiB are
+    kept at most.
+    """
+
+    def __init__(self, reader: BlockReader) -> None:
+        """Read through a reader of its pages, which is closed with this."""
+        self.pages = reader
+
+    @classmethod
+    def open(cls, device: str | bytes | PathLike[str] | int) -> Self:
+        """Open by path or file descriptor.
+
+        Raises:
+            PoolFailed: it cannot be opened.
+        """
+        return cls(BlockReader(DirectFile.open(device, "data"), cache_blocks=_CACHE_PAGES))
+
+    @property
+    def counters(self) -> ReadCounters:
+        """What has been read so far."""
+        return self.pages.counters
+
+    def close(self) -> None:
+        """Let go of the device; a second call does nothing."""
+        self.pages.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class ThinVolume:
+    """The bytes of one thin device that nobody writes to.
+
+    Attributes:
+        size: bytes of the device.
+    """
+
+    def __init__(self, mappings: StillMappings, root: int, data: DataDevice, block_size: int, size: int) -> None:
+        """Read through what stays the caller's.
+
+        Args:
+            mappings: the pool's mappings.
+            root: metadata block of the root of the device's mapping tree.
+            data: the pool's data device.
+            block_size: bytes of the pool's data blocks.
+            size: bytes of the device.
+        """
+        self.size = size
+        self._mappings = mappings
+        self._root = root
+        self._pages = data.pages
+        self._block_size = block_size
+        self._block_pages = block_size // BLOCK_SIZE
+        self._known: dict[int, int | None] = {}
+
+    def read(self, offset: int, length: int) -> bytes:
+        """So many bytes from an offset on; what was never written is zeros.
+
+        Raises:
+            Unreadable: they lie beyond the end, the metadata is damaged, or a device gives an error.
+        """
+        if offset < 0 or length < 0 or offset + length > self.size:
+            raise Unreadable(f"{length} bytes at {offset} lie outside the {self.size} of a thin device")
+        if not length:
+            return b""
+        first, last = offset // BLOCK_SIZE, (offset + length - 1) // BLOCK_SIZE
+        if first == last:
+            (place,) = self._places(range(first, first + 1))
+            page = self._page(place)
+            start = offset - first * BLOCK_SIZE
+            return page if length == BLOCK_SIZE else page[start : start + length]
+        whole = b"".join(self._run(range(first, last + 1)))
+        start = offset - first * BLOCK_SIZE
+        return whole if length == len(whole) else whole[start : start + length]
+
+    def _run(self, pages: range) -> Iterator[bytes]:
+        for start in range(pages.start, pages.stop, _WINDOW_PAGES):
+            places = self._places(range(start, min(start + _WINDOW_PAGES, pages.stop)))
+            self._pages.prefetch(place for place in places if place is not None)
+            for place in places:
+                yield self._page(place)
+
+    def _page(self, place: int | None) -> bytes:
+        if place is None:
+            return _ZEROS
+        try:
+            return self._pages.read(place)
+        except PoolFailed as error:
+            raise Unreadable(error.message) from error
+
+    def prefetch(self, ranges: Iterable[tuple[int, int]]) -> None:
+        """Bring offsets and lengths into the cache, many reads at once where that helps.
+
+        What cannot be read is left for `read` to complain about; so is what lies behind more than 16 MiB.
+        """
+        pages = iter(self._wanted(ranges))
+        budget = _CACHE_PAGES // 3 * 2
+        while budget > 0 and (portion := list(islice(pages, min(budget, 16 * _WINDOW_PAGES)))):
+            budget -= len(portion)
+            try:
+                places = sorted({place for place in self._places(portion) if place is not None})
+            except Unreadable:
+                return
+            missing = [place for place in places if not self._pages.cached(place)]
+            for start in range(0, len(missing), _WINDOW_PAGES):
+                self._pages.prefetch(missing[start : start + _WINDOW_PAGES])
+
+    def _wanted(self, ranges: Iterable[tuple[int, int]]) -> Iterator[int]:
+        for offset, length in ranges:
+            if offset >= 0 and length > 0 and offset + length <= self.size:
+                yield from range(offset // BLOCK_SIZE, (offset + length - 1) // BLOCK_SIZE + 1)
+
+    def stored_at(self, offset: int) -> tuple[Hashable, int]:
+        """Where a byte is stored, and for how many bytes from there on the storage goes on in the same way.
+
+        Bytes of any two thin devices of one pool that are stored at equal places are equal; what was never written is
+        stored nowhere, which is one place too.
+
+        Raises:
+            Unreadable: the metadata is damaged.
+        """
+        block, within = divmod(offset, self._block_size)
+        self._learn((block,))
+        place = self._known[block]
+        return None if place is None else place * self._block_size + within, self._block_size - within
+
+    def _places(self, pages: Sequence[int]) -> list[int | None]:
+        """The pages of the data device that some pages of the thin device are, None for holes."""
+        per_block = self._block_pages
+        self._learn({page // per_block for page in pages})
+        known = self._known
+        found: list[int | None] = []
+        for page in pages:
+            block = known[page // per_block]
+            found.append(None if block is None else block * per_block + page % per_block)
+        return found
+
+    def _learn(self, blocks: Collection[int]) -> None:
+        """Look virtual blocks up, as far as they are not known yet."""
+        known = self._known
+        missing = [block for block in blocks if block not in known]
+        if not missing:
+            return
+        if len(known) > _MOST_MAPPINGS:
+            kept = {block: known[block] for block in blocks if block in known}
+            known.clear()
+            known.update(kept)
+        try:
+            found = self._mappings.look_up(self._root, missing)
+        except PoolFailed as error:
+            raise Unreadable(error.message) from error
+        known.update((block, found.get(block)) for block in missing)
