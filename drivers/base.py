@@ -7,7 +7,8 @@ layer's lock around `attach` and `release`, so a driver needs no lock of its own
 detached mount of a layer, and releases or deletes none of those.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -15,13 +16,14 @@ import attrs
 
 from thinpool.filesystem.mounts import MountEntry
 from thinpool.layer.scope import Scope
+from thinpool.layer.view import View
 from thinpool.model import Usage
 from thinpool.pool.health import PoolStatus
 
 __all__ = [
-    "INTENT", "BlockDevices", "Context", "Driver", "DriverStatus", "DriverType", "Growable", "HandleTaken", "Joining",
-    "Looking", "PoolStatus", "Records", "Reserving", "Sealing", "Settling", "Storage", "Tracking", "Unsure",
-    "Vouching",
+    "INTENT", "Ancestor", "BlockDevices", "Compared", "Comparing", "Context", "Driver", "DriverStatus", "DriverType",
+    "Growable", "HandleTaken", "Joining", "Looking", "PoolStatus", "Records", "Reserving", "Sealing", "Settling",
+    "Storage", "Tracking", "Unsure", "Vouching",
 ]  # fmt: skip
 
 INTENT = "intent"
@@ -268,6 +270,67 @@ class Tracking(Protocol):
 
         Raises:
             Unsure: it cannot be said for these two; everything is compared then.
+        """
+
+
+@attrs.frozen
+class Ancestor:
+    """A layer in a line of descent.
+
+    Attributes:
+        storage: its storage, immutable.
+        complete_ns: a time, nanoseconds since 1970, before which all that is in it was written, or at which that was
+            going on: when it was committed. None where that is not known.
+        lasting: it is a committed layer, not one that is there for a moment.
+    """
+
+    storage: Storage
+    complete_ns: int | None
+    lasting: bool
+
+
+@attrs.frozen
+class Compared:
+    """Two layers to be compared.
+
+    Attributes:
+        older: the older tree.
+        newer: the newer tree.
+        scope: where they may differ.
+        settled_ns: a time before which the two trees were one; None where there is none that is known.
+        reads: how many reads from devices the comparison took so far.
+        bytes: how many bytes these gave.
+    """
+
+    older: View
+    newer: View
+    scope: Scope
+    settled_ns: int | None
+    reads: Callable[[], int]
+    bytes: Callable[[], int]
+
+
+@runtime_checkable
+class Comparing(Protocol):
+    """A driver that knows where two layers differ, and shows their trees without making the layers ready for use."""
+
+    def compared(
+        self,
+        older: Sequence[Ancestor],
+        newer: Sequence[Ancestor],
+        alone: Callable[[], AbstractContextManager[object]],
+    ) -> AbstractContextManager[Compared]:
+        """Two layers, in time and memory that grow with what differs; neither is written to or deleted meanwhile.
+
+        Args:
+            older: one layer, and those that it descends from, the nearest first.
+            newer: the other, the same.
+            alone: gives a context in which no other process of the store reads the driver's books in a way that
+                only one can.
+
+        Raises:
+            Unsure: on entering or, where what is looked at turns out to be damaged, in the block: it cannot be said
+                for these two.
         """
 
 

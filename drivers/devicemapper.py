@@ -8,7 +8,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Self, TypeVar
 
@@ -16,9 +16,10 @@ import attrs
 
 from thinpool.dm import Control
 from thinpool.dm.device import device_path
-from thinpool.drivers.base import INTENT, Context, DriverStatus, HandleTaken, Storage
+from thinpool.drivers.base import INTENT, Ancestor, Compared, Context, DriverStatus, HandleTaken, Storage, Unsure
 from thinpool.drivers.naming import store_prefix
 from thinpool.drivers.thinbase import Base
+from thinpool.drivers.thinnames import NAMES, ManifestFolder
 from thinpool.drivers.thinuse import is_claimed, settle
 from thinpool.errors import (
     ConfigError,
@@ -154,6 +155,7 @@ class Devicemapper:
         )
         self._thins = self._pool.thins
         self._base = Base(context.records, self._pool, self._file_system)
+        self._manifests = ManifestFolder(context.directory / NAMES)
 
     def _remember(self, identity: PoolIdentity) -> None:
         self._records.put(_IDENTITY, identity.to_json())
@@ -260,6 +262,7 @@ class Devicemapper:
         """Delete a thin device, deactivated first where it is active."""
         if self.shares_handles and self._records.get(INTENT) == str(handle) and not self._is_ours(handle):
             return False
+        self._manifests.forget(handle)
         if self._thins.notes is not None and self._thins.notes.has(handle):
             self._give_back(handle)
         with suppress(DeviceMapperError):  # busy, as a rule
@@ -366,6 +369,19 @@ class Devicemapper:
 
         return self._read(count)
 
+    def compared(
+        self,
+        older: Sequence[Ancestor],
+        newer: Sequence[Ancestor],
+        alone: Callable[[], AbstractContextManager[object]],
+    ) -> AbstractContextManager[Compared]:
+        """Read two layers on the pool's devices; see `thinpool.drivers.thincompare`. Layers of xfs are not."""
+        from thinpool.drivers import thincompare  # noqa: PLC0415 - only where trees are compared
+
+        if self._file_system.name != "ext4":
+            raise Unsure(f"layers of {self._file_system.name} are compared by their mounted trees alone")
+        return thincompare.compared(self._pool, self._manifests, self._base.storage, older, newer, alone)
+
     def handle_of(self, entry: MountEntry) -> int | None:
         """The thin id behind a mount of one of our devices."""
         return self._thins.number_of(entry.device) if entry.source.startswith("/dev/dm-") else None
@@ -374,6 +390,7 @@ class Devicemapper:
         """Resume what was left held, and release the metadata snapshot that was left reserved."""
         self._thins.resume_held()
         self._pool.release_metadata_snapshot()
+        self._manifests.clear(parts_only=True)
 
     def status(self) -> DriverStatus:
         """Options and pool, by one ioctl."""
@@ -397,7 +414,8 @@ class Devicemapper:
 
 
 def _remove_files(directory: Path) -> None:
-    shutil.rmtree(directory / WRITTEN, ignore_errors=True)
+    for name in (WRITTEN, NAMES):
+        shutil.rmtree(directory / name, ignore_errors=True)
     for name in (*FILES, NOTE, HELD):
         (directory / name).unlink(missing_ok=True)
     directory.rmdir()

@@ -136,11 +136,15 @@ class Changes(Sequence[Change]):
         entries: the changes.
         method: how they were found: `fast` where the driver told where to look, `walk` where all was compared.
         reason: why all was compared, if that was not asked for.
+        reads: how many reads from devices it took, where no tree was mounted for it; else None.
+        bytes: how many bytes these gave.
     """
 
     entries: tuple[Change, ...]
     method: str
     reason: str | None = None
+    reads: int | None = None
+    bytes: int | None = None
 
     @overload
     def __getitem__(self, index: int) -> Change: ...

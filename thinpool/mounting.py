@@ -18,6 +18,7 @@ from thinpool.drivers.base import BlockDevices, Joining, Looking, Storage
 from thinpool.errors import DriverUnsupported, LayerInUse, LayerNotFound, MountError
 from thinpool.filesystem import mounts
 from thinpool.filesystem.syscalls import is_mount_root
+from thinpool.locks import WriterMark
 from thinpool.model import Kind, Volume
 from thinpool.session import Session, storage
 from thinpool.state import LayerRecord
@@ -144,7 +145,7 @@ def looked_into(session: Session, name: str) -> Iterator[tuple[Storage, int]]:
 
 @contextmanager
 def in_use(session: Session, handle: int, mount: AbstractContextManager[int]) -> Iterator[int]:
-    """A detached mount that is entered under the layer's lock, and whose storage is let go at the end."""
+    """What makes use of storage, entered under the layer's lock; the storage is let go at the end."""
     used = ExitStack()
     fd = used.enter_context(mount)
     try:
@@ -155,16 +156,56 @@ def in_use(session: Session, handle: int, mount: AbstractContextManager[int]) ->
 
 
 def _look_at_instant(session: Session, name: str, used: ExitStack) -> tuple[Storage, int]:
-    """Snapshot an active layer into storage that is doomed from the start, and look into it."""
+    """Snapshot an active layer, and look into the snapshot."""
     with session.writer() as mark:
-        with session.state.transaction():
-            record = session.record(name)
-            mark.begin()
-            handle = session.snapshot(storage(record))
-            copy = attrs.evolve(record, handle=handle, name=None, parent=None, phase="doomed")
-            session.state.add(copy)
-        instant = Storage(handle, record.size, immutable=True)
-        return instant, used.enter_context(in_use(session, handle, _look(session, instant)))
+        _, instant = _snapshot(session, name, mark)
+        return instant, used.enter_context(in_use(session, instant.handle, _look(session, instant)))
+
+
+def _snapshot(session: Session, name: str, mark: WriterMark) -> tuple[LayerRecord, Storage]:
+    """Snapshot an active layer, under the writer lock, into storage that is doomed from the start."""
+    with session.state.transaction():
+        record = session.record(name)
+        mark.begin()
+        handle = session.snapshot(storage(record))
+        copy = attrs.evolve(record, handle=handle, name=None, parent=None, phase="doomed")
+        session.state.add(copy)
+    return record, Storage(handle, record.size, immutable=True)
+
+
+@contextmanager
+def kept(session: Session, name: str) -> Iterator[tuple[LayerRecord, Storage]]:
+    """A layer and its storage, mounted nowhere, to which nobody writes and which nobody deletes for as long as this lasts.
+
+    Of an active layer it is the state of this instant: a snapshot, as in `looked_into`.
+    """
+    with ExitStack() as used:
+        with session.locked(name) as record:
+            found = storage(record)
+            if found.immutable:
+                used.enter_context(session.locks.use(record.handle))
+        if not found.immutable:
+            session.driver.flush(found)
+            with session.writer() as mark:
+                record, found = _snapshot(session, name, mark)
+                used.enter_context(in_use(session, found.handle, _held(session, found.handle)))
+        yield record, found
+
+
+@contextmanager
+def _held(session: Session, handle: int) -> Iterator[int]:
+    with session.locks.use(handle):
+        yield handle
+
+
+@contextmanager
+def look(session: Session, found: Storage) -> Iterator[int]:
+    """The root directory of kept storage, for reading, mounted nowhere; let go at the end."""
+    with ExitStack() as used:
+        with session.locks.layer(found.handle):
+            fd = used.enter_context(in_use(session, found.handle, _look(session, found)))
+        with tree(fd) as root:
+            yield root
 
 
 def mount(

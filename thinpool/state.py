@@ -63,6 +63,10 @@ _COMMON = (
     " SELECT layers.parent FROM layers JOIN theirs USING (handle) WHERE layers.parent IS NOT NULL)"
     " SELECT handle FROM ours JOIN theirs USING (handle) ORDER BY level LIMIT 1"
 )
+_LINE = (
+    "WITH RECURSIVE line (handle, level) AS (SELECT ?, 0 UNION ALL"
+    " SELECT layers.parent, level + 1 FROM layers JOIN line USING (handle) WHERE layers.parent IS NOT NULL)"
+)
 _NEXT = (
     "SELECT next.value, reserved.value, EXISTS (SELECT 1 FROM layers WHERE handle = CAST(next.value AS INTEGER))"
     " FROM meta AS next, meta AS reserved WHERE next.key = 'next_handle' AND reserved.key = 'reserved_handle'"
@@ -316,6 +320,11 @@ class State:
         """The nearest layer that both layers are or descend from; None where there is none."""
         rows = self._rows(_COMMON, handle, other)
         return self.by_handle(rows[0][0]) if rows else None
+
+    def line(self, handle: int) -> list[LayerRecord]:
+        """A layer and those that it descends from, the nearest first."""
+        joined = _COLUMNS.replace(" FROM layers ", " FROM line JOIN layers ON layers.handle = line.handle ")
+        return [_record(row) for row in self._rows(f"{_LINE} {joined} ORDER BY line.level", handle)]
 
     def offspring(self, handle: int) -> list[int]:
         """The storage of a layer's children, those that are being filled included."""

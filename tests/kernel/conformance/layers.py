@@ -12,7 +12,7 @@ import attrs
 
 from tests.kernel.layer.trees import Entry, Tree, survey
 from thinpool import Layer, Store
-from thinpool.drivers.base import Tracking
+from thinpool.drivers.base import Comparing, Tracking
 from thinpool.filesystem.mounts import mount_table
 from thinpool.model import Change
 
@@ -76,7 +76,8 @@ def told(changes: Sequence[Change]) -> list[tuple[str, str]]:
 
 def methods(store: Store) -> Sequence[Method]:
     """The ways of comparing that the store's driver has."""
-    return ("auto", "fast", "walk") if isinstance(store._session.driver, Tracking) else ("auto", "walk")
+    fast = isinstance(store._session.driver, Tracking | Comparing)
+    return ("auto", "fast", "walk") if fast else ("auto", "walk")
 
 
 def exported(store: Store, name: str, base: str | None = None) -> bytes:

@@ -20,7 +20,7 @@ from tests.kernel.conformance.drivers import DRIVERS, opened
 from tests.kernel.conformance.layers import clear, exported, look, methods
 from tests.kernel.layer.trees import OPERATIONS, Mutator, Step, Tree, content, expected_changes, survey
 from thinpool import Store
-from thinpool.drivers.base import Tracking
+from thinpool.drivers.base import Comparing, Tracking
 from thinpool.model import Change
 
 pytestmark = pytest.mark.kernel(device_mapper=False)
@@ -104,7 +104,7 @@ def test_changes_are_those_of_the_model(store: Store, batch: int) -> None:
     for generation, (name, parent) in enumerate((("child", "base"), ("grandchild", "child"), ("other", "base")), 1):
         trees[name] = make(store, played, name, parent, generation)
     pairs = [("child", "base"), ("grandchild", "child"), ("grandchild", "base"), ("other", "child"), ("base", "other")]
-    fast = isinstance(store._session.driver, Tracking)
+    fast = isinstance(store._session.driver, Tracking | Comparing)
     for newer, older in pairs:
         expected = expected_changes(trees[older], trees[newer])
         for method in methods(store):

@@ -46,7 +46,7 @@ def names_since(
         generation = image.used_inode(number).generation if known is None else known.generation
         for directory, name in places:
             builder.add(number, Name(directory, name, generation))
-    candidates = sorted(set(late).union(changed))
+    candidates = sorted(number for number in set(late).union(changed) if number <= image.superblock.inodes)
     for start in range(0, len(candidates), _AHEAD):
         portion = candidates[start : start + _AHEAD]
         image.prefetch_inodes(portion)

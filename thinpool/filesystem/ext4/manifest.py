@@ -21,10 +21,8 @@ a manifest lists those inodes, and a comparison looks at where their content is 
 import mmap
 import os
 import struct
-import tempfile
 from bisect import bisect_left
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple, Self
 
@@ -32,7 +30,7 @@ import attrs
 
 from thinpool.filesystem.ext4.checksums import crc32c
 
-__all__ = ["PART", "Builder", "Device", "Manifest", "Name", "Unfit", "save"]
+__all__ = ["Builder", "Device", "Manifest", "Name", "Unfit"]
 
 _MAGIC: Final = b"thin:ext4 names\n"
 _VERSION: Final = 1
@@ -42,10 +40,6 @@ _RECORD: Final = struct.Struct("<IIII")
 _NUMBER: Final = struct.Struct("<I")
 _PAGE: Final = 4096
 _NO_POOL: Final = bytes(16)
-
-
-PART: Final = ".part-"
-"""How the name of a file begins that a process writes, or wrote when it died."""
 
 
 class Unfit(Exception):
@@ -291,17 +285,3 @@ def _sorted(records: bytearray) -> bytes:
     """Records in the order of their inodes."""
     order = sorted(inode << 32 | index for index, (inode, _, _, _) in enumerate(_RECORD.iter_unpack(records)))
     return b"".join(records[at : at + 16] for at in ((key & 0xFFFFFFFF) * 16 for key in order))
-
-
-def save(path: Path, data: bytes) -> None:
-    """Put a manifest in its place, whole or not at all; where that cannot be, there is none."""
-    with suppress(OSError):
-        path.parent.mkdir(mode=0o700, exist_ok=True)
-        fd, temporary = tempfile.mkstemp(prefix=PART, dir=path.parent)
-        try:
-            with open(fd, "wb") as file:
-                file.write(data)
-            os.rename(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise

@@ -54,6 +54,7 @@ class Superblock:
         compat: features.
         incompat: features.
         ro_compat: features.
+        checked_s: when e2fsck, or mke2fs, last looked at it, in seconds since 1970.
         checksums: the checksums of its metadata; None where it has none.
         is_64bit: block numbers have more than 32 bits.
         has_large_directories: directories have sizes of 64 bits.
@@ -73,6 +74,7 @@ class Superblock:
     compat: Compat
     incompat: Incompat
     ro_compat: RoCompat
+    checked_s: int
     checksums: Checksums | None = attrs.field(eq=False, repr=False)
     # not asked of the flags each time, as that takes longer than what it is asked for
     is_64bit: bool = attrs.field(init=False, repr=False)
@@ -148,6 +150,7 @@ def parse_superblock(data: bytes, device_size: int) -> Superblock:
         compat=Compat(compat),
         incompat=Incompat(incompat),
         ro_compat=RoCompat(ro_compat),
+        checked_s=_U32.unpack_from(data, 0x40)[0],
         checksums=Checksums.of(uuid, seed) if checked else None,
     )
 
