@@ -175,7 +175,7 @@ def _snapshot(session: Session, name: str, mark: WriterMark) -> tuple[LayerRecor
 
 @contextmanager
 def kept(session: Session, name: str) -> Iterator[tuple[LayerRecord, Storage]]:
-    """A layer and its storage, mounted nowhere, to which nobody writes and which nobody deletes for as long as this lasts.
+    """A layer and its storage, mounted nowhere, which nobody writes to and nobody deletes for as long as this lasts.
 
     Of an active layer it is the state of this instant: a snapshot, as in `looked_into`.
     """
