@@ -33,7 +33,10 @@ def against_walk(scratch: Path, rounds: int) -> list[Row]:
         for delay, target, turns in ((0, 50, rounds), (_SLOW_MS, 200, 1)):
             pool.delay(delay)
             store.changes("child", method="fast")
-            contestants = {"fast": lambda: _changes(store, "child", "fast"), "walk": lambda: _changes(store, "child", "walk")}
+            contestants = {
+                "fast": lambda: _changes(store, "child", "fast"),
+                "walk": lambda: _changes(store, "child", "walk"),
+            }
             found = in_turn(contestants, turns, warm_up=0)
             what = f"{_CHANGES} changes in {_FILES:,} files, disk delay {delay} ms, against the walk"
             rows.append(ratio(what, ("walk", found["walk"]), ("fast", found["fast"]), target, at_least=True))

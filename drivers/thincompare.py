@@ -33,11 +33,11 @@ from thinpool.filesystem.ext4.changed import Changed, changed_inodes, check_comp
 from thinpool.filesystem.ext4.delta import names_since
 from thinpool.filesystem.ext4.entries import Difference, difference
 from thinpool.filesystem.ext4.errors import Unreadable
-from thinpool.filesystem.ext4.image import Image
 from thinpool.filesystem.ext4.manifest import Device, Manifest, Unfit
 from thinpool.filesystem.ext4.naming import Names
 from thinpool.filesystem.ext4.scan import all_names
 from thinpool.filesystem.ext4.scope import find_scope
+from thinpool.filesystem.ext4.shared import Directories, SharingImage
 from thinpool.filesystem.ext4.view import Ext4View
 from thinpool.layer.xattrs import belongs
 from thinpool.metadata import Books, read_books
@@ -100,7 +100,8 @@ class _Devices:
         self._metadata = metadata
         self._alone = alone
         self._thins: dict[int, _Thin] = {}
-        self._images: dict[int, Image] = {}
+        self._images: dict[int, SharingImage] = {}
+        self._directories = Directories()
         table = pool.table()
         self.block_size = table.block_size
         self.mappings = opened.enter_context(StillMappings.open(metadata))
@@ -137,14 +138,15 @@ class _Devices:
         self.learn((handle,))
         return self._thins[handle].device
 
-    def image(self, storage: Storage) -> Image:
+    def image(self, storage: Storage) -> SharingImage:
         """The file system on a device."""
         found = self._images.get(storage.handle)
         if found is None:
             self.learn((storage.handle,))
             root = self._thins[storage.handle].root
             volume = ThinVolume(self.mappings, root, self.data, self.block_size, storage.size)
-            found = self._images[storage.handle] = Image.open(volume)
+            found = self._images[storage.handle] = SharingImage.open(volume)
+            found.directories = self._directories
         return found
 
     def differing(self, older: int, newer: int) -> Iterator[tuple[int, int]]:

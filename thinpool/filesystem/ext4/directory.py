@@ -25,6 +25,7 @@ _SHORTEST = 12
 _KINDS = (
     0, stat.S_IFREG, stat.S_IFDIR, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFLNK,
 )  # fmt: skip
+_NO_KINDS = (0,) * 256
 _TAIL = struct.pack("<IHBB", 0, _SHORTEST, 0, 0xDE)  # struct ext4_dir_entry_tail, without the checksum
 _TAIL_AT = BLOCK_SIZE - _SHORTEST
 _U32 = struct.Struct("<I")
@@ -95,7 +96,7 @@ class _Blocks:
         self._checksums = superblock.checksums
         self._seed = 0 if self._checksums is None else self._checksums.of_inode(inode.number, inode.generation)
         self._is_hashed = bool(inode.flags & INDEX_FLAG) and Compat.DIR_INDEX in superblock.compat
-        self._with_kinds = superblock.has_kinds
+        self._kinds = _KINDS if superblock.has_kinds else _NO_KINDS
         self._inodes = superblock.inodes
 
     def take(self, place: int, block: memoryview) -> None:
@@ -106,26 +107,26 @@ class _Blocks:
                 self._check_tree(place, block, self._checksums, _ROOT_AT if length == _SHORTEST else _INNER_AT)
             else:
                 self._check_leaf(place, block, self._checksums)
+        self._parse(place, bytes(block))
+
+    def _parse(self, place: int, block: bytes) -> None:
+        """One loop without calls, as nearly all the work of a comparison is done here."""
+        found, kinds, inodes, unpack = self.found, self._kinds, self._inodes, _ENTRY.unpack_from
+        entry, known = tuple.__new__, len(self._kinds)
         position = 0
         while position < BLOCK_SIZE:
-            number, length, name_length, kind = _ENTRY.unpack_from(block, position)
-            end = position + length
-            if length < max(_SHORTEST, 8 + name_length) or length % 4 or (end > _TAIL_AT and end != BLOCK_SIZE):
+            number, length, name_length, kind = unpack(block, position)
+            start, end = position + 8, position + length
+            if length & 3 or length < _SHORTEST or length < name_length + 8 or (end > _TAIL_AT and end != BLOCK_SIZE):
                 raise self._damaged(place, f"an entry of {length} bytes with a name of {name_length} at {position}")
             if number:
-                self._add(place, number, bytes(block[position + 8 : position + 8 + name_length]), kind)
+                name = block[start : start + name_length]
+                if not name or b"/" in name or b"\0" in name or name in found:
+                    raise self._damaged(place, f"an entry has the name {name!r}")
+                if number > inodes or kind >= known:
+                    raise self._damaged(place, f"an entry names inode {number} of {inodes}, of type {kind}")
+                found[name] = entry(Entry, (number, kinds[kind]))
             position = end
-
-    def _add(self, place: int, number: int, name: bytes, kind: int) -> None:
-        if not name or b"/" in name or b"\0" in name or name in self.found:
-            raise self._damaged(place, f"an entry has the name {name!r}")
-        if number > self._inodes:
-            raise self._damaged(place, f"an entry names inode {number} of {self._inodes}")
-        if not self._with_kinds:
-            kind = 0
-        elif kind >= len(_KINDS):
-            raise self._damaged(place, f"an entry is of type {kind}")
-        self.found[name] = Entry(number, _KINDS[kind])
 
     def _check_leaf(self, place: int, block: memoryview, sums: Checksums) -> None:
         (found,) = _U32.unpack_from(block, BLOCK_SIZE - 4)
