@@ -3,7 +3,9 @@
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 from bench.layers import fill
 from bench.measure import Row, in_turn, milliseconds, ratio
@@ -83,14 +85,14 @@ def change(root: Path, files: int, changes: int) -> None:
                 file.write("more\n")
 
 
-def _make(store: Store, name: str, parent: str | None, write) -> None:
+def _make(store: Store, name: str, parent: str | None, write: Callable[[Path], None]) -> None:
     store.prepare("work", parent)
     with store.mount("work") as root:
         write(root)
     store.commit(name, "work")
 
 
-def _changes(store: Store, name: str, method) -> None:
+def _changes(store: Store, name: str, method: Literal["fast", "walk"]) -> None:
     changes = store.changes(name, method=method)
     if changes.method != method:
         raise AssertionError(changes.reason)

@@ -109,6 +109,7 @@ class Manifest:
         """
         self._head, self._sums, self._body = _parse(data)
         self._data = data
+        self._size = self._head.body_size
         self._checked = bytearray(self._head.pages)
         self._crc = crc32c()
 
@@ -188,7 +189,10 @@ class Manifest:
             index += 1
 
     def _inode(self, index: int) -> int:
-        number: int = _RECORD.unpack(self._part(index * _RECORD.size, _RECORD.size))[0]
+        start = index * _RECORD.size  # a record lies in one page
+        if not self._checked[start // _PAGE]:
+            self._check(start // _PAGE)
+        number: int = _NUMBER.unpack_from(self._data, self._body + start)[0]
         return number
 
     def _at(self, index: int) -> tuple[int, Name]:
@@ -199,7 +203,7 @@ class Manifest:
 
     def _part(self, start: int, length: int) -> bytes:
         """Bytes of the body, from pages whose checksums agree."""
-        if start + length > self._head.body_size:
+        if start + length > self._size:
             raise Unfit("it is damaged: a name lies outside")
         for page in range(start // _PAGE, -(-(start + length) // _PAGE)):
             if not self._checked[page]:
@@ -208,7 +212,7 @@ class Manifest:
 
     def _check(self, page: int) -> None:
         start = self._body + page * _PAGE
-        end = min(start + _PAGE, self._body + self._head.body_size)
+        end = min(start + _PAGE, self._body + self._size)
         if _CHECKSUM.unpack_from(self._sums, page * _CHECKSUM.size)[0] != self._crc(self._data[start:end], 0):
             raise Unfit(f"it is damaged: wrong checksum of page {page}")
         self._checked[page] = 1

@@ -57,10 +57,11 @@ def find_scope(
 
 @attrs.define(eq=False)
 class _Known:
-    """The names of an inode, on either side."""
+    """The names of an inode, on either side, and the generations that were noted with those of the older one."""
 
     older: Collection[Place] = ()
     newer: Collection[Place] = ()
+    generations: Collection[int] = frozenset()
 
 
 class _Survey:
@@ -175,13 +176,14 @@ class _Survey:
         added = self._difference.added.get(number, ())
         if pair is not None and pair.older is None:
             return _Known((), added)
-        older = {(name.directory, name.name) for name in self._names.of(number)}
-        if pair is not None and pair.newer is None:
-            return _Known(older, ())
-        if pair is not None and not pair.is_same:
-            return _Known(older, added)
-        newer = {place for place in older if place not in removed and not self._is_gone(place[0])}
-        return _Known(older, newer.union(added))
+        noted = self._names.of(number)
+        older = {(name.directory, name.name) for name in noted}
+        newer: Collection[Place] = ()
+        if pair is None or pair.is_same:
+            newer = {place for place in older if place not in removed and not self._is_gone(place[0])}.union(added)
+        elif pair.newer is not None:
+            newer = added
+        return _Known(older, newer, {name.generation for name in noted})
 
     def _is_gone(self, directory: int) -> bool:
         pair = self._changed.get(directory)
@@ -197,7 +199,7 @@ class _Survey:
                 if older is not None:
                     if len(known.older) != older.names:
                         raise _unresolved(number, len(known.older), older)
-                    if any(name.generation != older.generation for name in self._names.of(number)):
+                    if not older.generation == max(known.generations) == min(known.generations):
                         raise Unreadable(f"inode {number} is not the one whose names were noted")
                 if newer is not None and len(known.newer) != newer.names:
                     raise _unresolved(number, len(known.newer), newer)
