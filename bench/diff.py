@@ -4,6 +4,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -52,8 +53,8 @@ def growing(scratch: Path, rounds: int) -> list[Row]:
     with slow_pool(scratch / "grow", "8G") as pool:
         store = pool.store
         for name, files in (("few", _FEW), ("many", _MANY)):
-            _make(store, name, None, lambda root, files=files: fill(root, files))
-            _make(store, f"{name}-1", name, lambda root, files=files: change(root, files, 1))
+            _make(store, name, None, partial(fill, files=files))
+            _make(store, f"{name}-1", name, partial(change, files=files, changes=1))
             _changes(store, f"{name}-1", "fast")
         _make(store, "many-1000", "many", lambda root: change(root, _MANY, 1000))
         found = in_turn(
