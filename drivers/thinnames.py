@@ -61,13 +61,15 @@ class ManifestFolder:
 
     def forget(self, handle: int) -> None:
         """Remove the manifest of a layer that goes."""
-        with suppress(FileNotFoundError, NotADirectoryError):
-            os.unlink(self.path / str(handle))
+        self._unlink(str(handle))
 
     def clear(self, *, parts_only: bool = False) -> None:
         """Remove all files, or those that a process left that died while it wrote."""
-        with suppress(FileNotFoundError):
+        with suppress(OSError):
             for name in os.listdir(self.path):
                 if name.startswith(PART) or not parts_only:
-                    with suppress(FileNotFoundError):
-                        os.unlink(self.path / name)
+                    self._unlink(name)
+
+    def _unlink(self, name: str) -> None:
+        with suppress(OSError):
+            os.unlink(self.path / name)

@@ -1,8 +1,9 @@
 """Commands about what is in a layer: mount, umount, run, diff."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Literal, ParamSpec, TypeVar
 
 import click
 
@@ -11,7 +12,10 @@ from thinpool.cli.command import command
 from thinpool.cli.giving_way import gives_way
 from thinpool.cli.params import LAYER, PATH, VOLUME
 from thinpool.cli.settings import Settings
-from thinpool.model import Volume
+from thinpool.model import Changes, Volume
+from thinpool.units import human_size
+
+_LOG = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -116,24 +120,45 @@ def run(
     examples=[
         ("thinpool diff job", "what changed against its parent"),
         ("thinpool diff job other", "what differs from another layer"),
+        ("thinpool -v diff job --method fast", "say what it took, and fail where only a walk over both trees would do"),
         ("thinpool diff -z job | grep -zv ' /var/cache/' | tr '\\0' '\\n'", "for a script, whatever the names"),
     ],
 )
 @click.argument("name", type=LAYER)
 @click.argument("base", type=LAYER, required=False)
 @click.option("-z", "--null", is_flag=True, help="End each row with a NUL, and escape nothing.")
+@click.option(
+    "--method",
+    type=click.Choice(["auto", "fast", "walk"]),
+    default="auto",
+    help="How to compare: by what the storage knows to have changed (fast), by a walk over both trees, or, by default, "
+    "by the first of them that is sure. With -v it is said how, and why by a walk.",
+)
 @gives_way
-def diff(settings: Settings, name: str, base: str | None, *, null: bool) -> None:
+def diff(
+    settings: Settings, name: str, base: str | None, *, null: bool, method: Literal["auto", "fast", "walk"]
+) -> None:
     r"""Show how the layer NAME differs from its parent, or from the layer BASE.
 
     `A /path` was added, `C /path` changed, `D /path` deleted; sorted by path. Characters that cannot be printed appear
     as \n, \xNN, \uNNNN, and a backslash as two.
     """
     with settings.open_store() as store:
-        changes = store.changes(name, base)
+        changes = store.changes(name, base, method=method)
+        _LOG.info("%s", _account(changes))
         if settings.json:
             output.write_json_list({"kind": change.kind, "path": change.path} for change in changes)
         elif null:
             output.write_nul(f"{change.kind} {change.path}" for change in changes)
         else:
             output.write_lines(f"{change.kind} {output.escape(change.path)}" for change in changes)
+
+
+def _account(changes: Changes) -> str:
+    """How a comparison was made."""
+    text = f"compared by method {changes.method}"
+    if changes.reason is not None:
+        text += f": {changes.reason}"
+    if changes.reads is not None and changes.bytes is not None:
+        text += f", {changes.reads} reads of {human_size(changes.bytes)}"
+    return text

@@ -17,6 +17,7 @@ from tests.kernel.drivers.engine import MAKES, store_of
 from tests.kernel.layer.trees import CAPABILITY, Tree, expected_changes, survey
 from thinpool import Store
 from thinpool.drivers import thincompare
+from thinpool.drivers.base import Unsure
 from thinpool.filesystem.ext4.changed import changed_inodes
 
 pytestmark = pytest.mark.kernel
@@ -319,13 +320,12 @@ def test_inode_numbers_are_used_again(store: Store) -> None:
 # -- within a tick of the clock
 
 
-def overwritten_at_its_time(path: Path) -> bool:
-    """Overwrite a file when the clock shows what it showed at the last change; False where it ticked meanwhile."""
-    then = path.stat().st_ctime_ns
+def overwritten_at(path: Path, then: int, text: bytes) -> bool:
+    """Overwrite a file when the clock shows a certain time; False where it ticked meanwhile."""
     now, begun = time.time_ns(), time.monotonic_ns()
     time.clock_settime_ns(time.CLOCK_REALTIME, then)
     try:
-        overwrite(path, b"six", time_ns=5)
+        overwrite(path, text, time_ns=5)
     finally:
         time.clock_settime_ns(time.CLOCK_REALTIME, now + time.monotonic_ns() - begun)
     return path.stat().st_ctime_ns == then
@@ -349,11 +349,11 @@ def test_second_write_within_a_tick(store: Store, *, live: bool) -> None:
             complete = store.checkpoint("base", "work").created.timestamp()
             at_once = complete - (root / "f").stat().st_ctime < 0.018
             if live:
-                same = overwritten_at_its_time(root / "f")
+                same = overwritten_at(root / "f", (root / "f").stat().st_ctime_ns, b"six")
         if not live:
             store.prepare("next", "base")
             with store.mount("next") as root:
-                same = overwritten_at_its_time(root / "f")
+                same = overwritten_at(root / "f", (root / "f").stat().st_ctime_ns, b"six")
         newer = "work" if live else "next"
         if same and at_once:
             check(store, "base", newer)
@@ -363,6 +363,23 @@ def test_second_write_within_a_tick(store: Store, *, live: bool) -> None:
             store.remove(name)
         store.remove("base")
     pytest.fail("the clock ticked in between each time")
+
+
+def test_siblings_written_at_the_same_instant(store: Store) -> None:
+    """Their inodes are equal, and written to since they were one."""
+    make(store, "base", None, one_file)
+    then = time.time_ns() + 1_000_000_000
+    for name, text in (("one", b"abc"), ("two", b"xyz")):
+        for _ in range(40):
+            store.prepare(name, "base")
+            with store.mount(name) as root:
+                same = overwritten_at(root / "d/f", then, text)
+            if same:
+                break
+            store.remove(name)
+        assert same
+    check(store, "one", "two")
+    assert told(store.changes("one", "two", method="fast")) == [("C", "/d/f")]
 
 
 # -- chains and relations
@@ -376,12 +393,7 @@ def test_long_chain(store: Store) -> None:
     """Manifests refer to those below, and are pressed together in time."""
     trees = {"0": make(store, "0", None, family)}
     for number in range(1, 14):
-        trees[str(number)] = make(
-            store,
-            str(number),
-            str(number - 1),
-            lambda root, number=number: (root / f"file-{number % 5}").write_text("x"),
-        )
+        trees[str(number)] = make(store, str(number), str(number - 1), one_more(number))
         assert list(store.changes(str(number), method="fast")) == expected_changes(
             trees[str(number - 1)], trees[str(number)]
         )
@@ -427,11 +439,16 @@ def test_layer_in_use_is_read_by_a_snapshot(store: Store) -> None:
     assert told(store.changes("work", method="fast")) == [("A", "/new")]
 
 
+def refuse(*_: object) -> None:
+    raise Unsure("refused")
+
+
 def test_export_holds_the_same_as_by_the_walk(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     make(store, "base", None, all_of(0))
     make(store, "child", "base", all_of(1))
     fast = exported(store, "child")
-    monkeypatch.delattr(type(store._session.driver), "compared")
+    monkeypatch.setattr(type(store._session.driver), "compared", refuse)
+    assert store.changes("child").reason == "refused"
     assert exported(store, "child") == fast
 
 
