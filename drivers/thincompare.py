@@ -101,6 +101,7 @@ class _Devices:
         self._alone = alone
         self._thins: dict[int, _Thin] = {}
         self._images: dict[int, SharingImage] = {}
+        self._volumes: dict[int, ThinVolume] = {}
         self._directories = Directories()
         table = pool.table()
         self.block_size = table.block_size
@@ -117,6 +118,7 @@ class _Devices:
 
         def work(books: Books) -> dict[int, _Thin]:
             found: dict[int, _Thin] = {}
+            books.read_ahead()
             for handle in missing:
                 details = books.details(handle)
                 device = Device(books.superblock.uuid, handle, details.transaction_id, details.creation_time)
@@ -138,15 +140,30 @@ class _Devices:
         self.learn((handle,))
         return self._thins[handle].device
 
+    def begin(self, storages: Sequence[Storage]) -> None:
+        """Read the first blocks of some devices ahead, and the upper levels of their trees, all together."""
+        self.learn(storage.handle for storage in storages)
+        requests = [(self._thins[storage.handle].root, (0,)) for storage in storages]
+        pages: list[int] = []
+        for storage, found in zip(storages, self.mappings.look_up_each(requests), strict=True):
+            pages += self._volume(storage).know(0, found.get(0))
+        self.data.pages.prefetch(pages)
+
     def image(self, storage: Storage) -> SharingImage:
         """The file system on a device."""
         found = self._images.get(storage.handle)
         if found is None:
+            found = self._images[storage.handle] = SharingImage.open(self._volume(storage))
+            found.directories = self._directories
+        return found
+
+    def _volume(self, storage: Storage) -> ThinVolume:
+        found = self._volumes.get(storage.handle)
+        if found is None:
             self.learn((storage.handle,))
             root = self._thins[storage.handle].root
-            volume = ThinVolume(self.mappings, root, self.data, self.block_size, storage.size)
-            found = self._images[storage.handle] = SharingImage.open(volume)
-            found.directories = self._directories
+            found = ThinVolume(self.mappings, root, self.data, self.block_size, storage.size)
+            self._volumes[storage.handle] = found
         return found
 
     def differing(self, older: int, newer: int) -> Iterator[tuple[int, int]]:
@@ -187,7 +204,7 @@ class _Comparison:
         common = next(index for index, handle in enumerate(ours) if handle in shared)
         other_common = theirs.index(ours[common])
         parted = _first_complete(older[common - 1 : common], newer[other_common - 1 : other_common])
-        self._devices.learn({ours[0], theirs[0], ours[common]})
+        self._devices.begin([line[0].storage for line in (older, newer, older[common:])])
 
         settled_ns = older[common].complete_ns
         named, other = older, newer

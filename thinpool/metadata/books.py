@@ -114,6 +114,10 @@ class Books:
         fresh = parse_superblock(self._reader.read_fresh(0))
         return fresh == self.superblock and self._source.mark() == self._mark
 
+    def read_ahead(self) -> None:
+        """Read the roots of the trees of devices and of their details together, before one or more look-ups."""
+        self._reader.prefetch((self.roots.mapping_root, self.roots.details_root))
+
     def devices(self) -> Iterator[DeviceDetails]:
         """All devices, ascending by thin id.
 

@@ -9,7 +9,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import compress, count
 from operator import ne
-from typing import Final
+from typing import Final, NamedTuple
 
 import attrs
 
@@ -49,32 +49,49 @@ def mapping_tree(nodes: NodeReader, root: int) -> BTree[int]:
     return BTree(nodes, root, MAPPING_SIZE, data_blocks)
 
 
-def look_up(nodes: NodeReader, root: int, blocks: Iterable[int]) -> Mapping[int, int]:
-    """Where a device maps some virtual blocks to, without those that it does not map; read level by level.
+def look_up(nodes: NodeReader, requests: Sequence[tuple[int, Iterable[int]]]) -> Sequence[Mapping[int, int]]:
+    """Where devices map some virtual blocks to, without those that they do not map.
+
+    All trees are read together, level by level, so that what lies on one level takes the time of one read.
 
     Args:
-        nodes: where the tree is.
-        root: root of the device's mapping tree.
-        blocks: the virtual blocks.
+        nodes: where the trees are.
+        requests: the root of a device's mapping tree, and virtual blocks.
+
+    Returns:
+        For each request, virtual block to data block.
 
     Raises:
         PoolFailed: a node on the way is damaged.
     """
-    found: dict[int, int] = {}
-    pending = [(root, 0, KEY_END, sorted(blocks))]
+    found: list[dict[int, int]] = [{} for _ in requests]
+    pending = [_Below(index, root, 0, KEY_END, sorted(keys)) for index, (root, keys) in enumerate(requests)]
     for level in range(MAX_DEPTH):
-        nodes.reader.prefetch(block for block, _, _, _ in pending)
-        below: list[tuple[int, int, int, list[int]]] = []
-        for block, low, high, keys in pending:
-            node = nodes.child(block, MAPPING_SIZE, low, high) if level else nodes.node(block, MAPPING_SIZE)
-            if node.leaf:
-                found.update(_entries(node, keys))
+        nodes.reader.prefetch(part.block for part in pending)
+        below: list[_Below] = []
+        for part in pending:
+            if level:
+                node = nodes.child(part.block, MAPPING_SIZE, part.low, part.high)
             else:
-                below += _among_children(node, high, keys)
+                node = nodes.node(part.block, MAPPING_SIZE)
+            if node.leaf:
+                found[part.request].update(_entries(node, part.keys))
+            else:
+                below += _among_children(node, part)
         if not below:
             return found
         pending = below
-    raise broken(root, f"a tree of more than {MAX_DEPTH} levels")
+    raise broken(pending[0].block, f"a tree of more than {MAX_DEPTH} levels")
+
+
+class _Below(NamedTuple):
+    """A node to look into: for which request, its number, the range of its keys, and those that are looked up."""
+
+    request: int
+    block: int
+    low: int
+    high: int
+    keys: list[int]
 
 
 def _entries(leaf: Node, keys: Iterable[int]) -> Iterator[tuple[int, int]]:
@@ -85,14 +102,15 @@ def _entries(leaf: Node, keys: Iterable[int]) -> Iterator[tuple[int, int]]:
             yield key, value >> _TIME_BITS
 
 
-def _among_children(node: Node, high: int, keys: list[int]) -> Iterator[tuple[int, int, int, list[int]]]:
-    """The children that some sorted keys lead to, each with its range and those keys."""
+def _among_children(node: Node, part: _Below) -> Iterator[_Below]:
+    """The children that the keys lead to."""
+    keys = part.keys
     children, start = integers(node), bisect_left(keys, node.keys[0])
     while start < len(keys):
         index = bisect_right(node.keys, keys[start]) - 1
-        end_key = node.keys[index + 1] if index + 1 < len(node.keys) else high
-        end = bisect_left(keys, end_key, start)
-        yield children[index], node.keys[index], end_key, keys[start:end]
+        high = node.keys[index + 1] if index + 1 < len(node.keys) else part.high
+        end = bisect_left(keys, high, start)
+        yield _Below(part.request, children[index], node.keys[index], high, keys[start:end])
         start = end
 
 

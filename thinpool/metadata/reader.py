@@ -33,6 +33,7 @@ MAX_BLOCKS = 255 * 4080 * 4
 _RUN_BLOCKS = 64
 _GAP_BLOCKS = 16
 _CACHE_BLOCKS = 2048
+_WINDOW_BLOCKS = 256
 _SLOW_SECONDS = 0.0005
 _DEPTH = 16
 
@@ -194,6 +195,7 @@ class BlockReader:
         source: BlockSource,
         *,
         cache_blocks: int = _CACHE_BLOCKS,
+        window_blocks: int = _WINDOW_BLOCKS,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """Read from a source, which is closed with the reader.
@@ -201,11 +203,13 @@ class BlockReader:
         Args:
             source: the device.
             cache_blocks: how many blocks are kept, at least 1.
+            window_blocks: how many blocks are read ahead at once, at the most.
             clock: seconds, to measure the source's latency with.
         """
         self._source = source
         self._cache: OrderedDict[int, bytes] = OrderedDict()
         self._cache_blocks = max(1, cache_blocks)
+        self._window_blocks = window_blocks
         self._clock = clock
         self._latency = 0.0
         self._reads = 0
@@ -230,7 +234,7 @@ class BlockReader:
     @property
     def window(self) -> int:
         """How many blocks are worth reading ahead at once; never more than the cache holds."""
-        return min(self._cache_blocks, 256)
+        return min(self._cache_blocks, self._window_blocks)
 
     def read(self, block: int) -> bytes:
         """The bytes of one block.

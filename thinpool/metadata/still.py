@@ -8,7 +8,7 @@ long as the device is neither written to nor deleted. That needs no metadata sna
 number of readers work at once, nobody waits for them, and nothing is left behind when they die.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from os import PathLike
 from types import TracebackType
 from typing import Self
@@ -51,7 +51,11 @@ class StillMappings:
         Raises:
             PoolFailed: the metadata is damaged.
         """
-        return look_up(self._nodes, root, blocks)
+        return look_up(self._nodes, [(root, blocks)])[0]
+
+    def look_up_each(self, requests: Sequence[tuple[int, Iterable[int]]]) -> Sequence[Mapping[int, int]]:
+        """The same for several devices at once; raises as `look_up`."""
+        return look_up(self._nodes, requests)
 
     def difference(self, old: int, new: int) -> Iterator[BlockRange]:
         """What two devices, related or not, map differently; see `mapping_difference`.

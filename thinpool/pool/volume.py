@@ -20,7 +20,9 @@ __all__ = ["DataDevice", "ThinVolume"]
 
 _CACHE_PAGES: Final = 6144
 _MOST_MAPPINGS: Final = 1 << 16
-_WINDOW_PAGES: Final = 256
+_WINDOW_PAGES: Final = 1024
+_FIRST_PAGES: Final = 16
+_LOOKED_UP_PAGES: Final = 4096
 _ZEROS: Final = bytes(BLOCK_SIZE)
 
 
@@ -43,7 +45,7 @@ class DataDevice:
         Raises:
             PoolFailed: it cannot be opened.
         """
-        return cls(BlockReader(DirectFile.open(device, "data"), cache_blocks=_CACHE_PAGES))
+        return cls(BlockReader(DirectFile.open(device, "data"), cache_blocks=_CACHE_PAGES, window_blocks=_WINDOW_PAGES))
 
     @property
     def counters(self) -> ReadCounters:
@@ -109,8 +111,9 @@ class ThinVolume:
         return whole if length == len(whole) else whole[start : start + length]
 
     def _run(self, pages: range) -> Iterator[bytes]:
-        for start in range(pages.start, pages.stop, _WINDOW_PAGES):
-            places = self._places(range(start, min(start + _WINDOW_PAGES, pages.stop)))
+        window = self._pages.window
+        for start in range(pages.start, pages.stop, window):
+            places = self._places(range(start, min(start + window, pages.stop)))
             self._pages.prefetch(place for place in places if place is not None)
             for place in places:
                 yield self._page(place)
@@ -130,20 +133,27 @@ class ThinVolume:
         """
         pages = iter(self._wanted(ranges))
         budget = _CACHE_PAGES // 3 * 2
-        while budget > 0 and (portion := list(islice(pages, min(budget, 16 * _WINDOW_PAGES)))):
+        while budget > 0 and (portion := list(islice(pages, min(budget, _LOOKED_UP_PAGES)))):
             budget -= len(portion)
             try:
                 places = sorted({place for place in self._places(portion) if place is not None})
             except Unreadable:
                 return
             missing = [place for place in places if not self._pages.cached(place)]
-            for start in range(0, len(missing), _WINDOW_PAGES):
-                self._pages.prefetch(missing[start : start + _WINDOW_PAGES])
+            window = self._pages.window
+            for start in range(0, len(missing), window):
+                self._pages.prefetch(missing[start : start + window])
 
     def _wanted(self, ranges: Iterable[tuple[int, int]]) -> Iterator[int]:
         for offset, length in ranges:
             if offset >= 0 and length > 0 and offset + length <= self.size:
                 yield from range(offset // BLOCK_SIZE, (offset + length - 1) // BLOCK_SIZE + 1)
+
+    def know(self, block: int, place: int | None) -> range:
+        """Take in where a virtual block is, None where it is not mapped; the pages of its first 64 KiB."""
+        self._known[block] = place
+        first = 0 if place is None else place * self._block_pages
+        return range(first, first + (0 if place is None else min(self._block_pages, _FIRST_PAGES)))
 
     def stored_at(self, offset: int) -> tuple[Hashable, int]:
         """Where a byte is stored, and for how many bytes from there on the storage goes on in the same way.

@@ -80,9 +80,11 @@ def test_equal_places_are_equal_bytes(mappings: Mapping[int, int], others: Mappi
 def test_many_blocks_are_looked_up_at_once(mappings: Mapping[int, int], keys: set[int]) -> None:
     image = Image()
     root = image.mapping_tree(mappings, Shape(4, 3))
+    empty = image.mapping_tree({}, Shape())
     wanted = keys | set(list(mappings)[::2])
-    found = look_up(NodeReader(BlockReader(MemorySource(image.written, image.blocks))), root, wanted)
-    assert found == {key: mappings[key] for key in wanted if key in mappings}
+    nodes = NodeReader(BlockReader(MemorySource(image.written, image.blocks)))
+    found = look_up(nodes, [(root, wanted), (root, ()), (empty, wanted)])
+    assert found == [{key: mappings[key] for key in wanted if key in mappings}, {}, {}]
 
 
 def test_what_lies_outside_is_refused() -> None:

@@ -206,8 +206,9 @@ class _Survey:
                 for directory, name in known.older:
                     by_directory.setdefault(directory, []).append((name, number))
         for portion in _portions(by_directory):
-            self._older.prefetch_inodes(portion)
-            self._older.prefetch_entries(self._older.used_inode(number) for number in portion)
+            for image in (self._older, self._newer):  # both, as what is in one chunk with a change is stored twice
+                image.prefetch_inodes(portion)
+                image.prefetch_entries(filter(None, map(image.inode, portion)))
             for directory in portion:
                 self._look_up(directory, by_directory[directory])
 
