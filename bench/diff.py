@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from bench.layers import fill
 from bench.measure import Row, in_turn, milliseconds, ratio
 from bench.slow import slow_pool
 from thinpool import Store
@@ -71,10 +70,23 @@ def growing(scratch: Path, rounds: int) -> list[Row]:
     return rows
 
 
+def fill(root: Path, files: int) -> None:
+    """A tree of small files, ten a directory and a hundred directories in one, as in a system's root."""
+    for number in range(files):
+        path = _file(root, number)
+        if number % 10 == 0:
+            path.parent.mkdir(parents=True)
+        path.write_text(f"{number}\n")
+
+
+def _file(root: Path, number: int) -> Path:
+    return root / f"part-{number // 1000:03}" / f"sub-{number // 10:05}" / f"file-{number:06}"
+
+
 def change(root: Path, files: int, changes: int) -> None:
     """Append to most of some files, and change what else there is of others; each is one row of a comparison."""
     for count, number in enumerate(random.Random(changes).sample(range(files), changes)):
-        path = root / f"part-{number // 100:04}" / f"file-{number:05}"
+        path = _file(root, number)
         if count % 10 == 7:
             path.unlink()
         elif count % 10 == 8:

@@ -9,7 +9,7 @@ import stat
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from mmap import mmap
 from types import TracebackType
@@ -250,6 +250,12 @@ class BlockReader:
         else:
             self._cache.move_to_end(block)
         return data
+
+    def read_each(self, blocks: Iterable[int]) -> Iterator[bytes]:
+        """The bytes of several blocks; raises as `read`."""
+        get = self._cache.get
+        for block in blocks:
+            yield get(block) or self.read(block)
 
     def cached(self, block: int) -> bool:
         """Whether the block can be had without a read."""

@@ -5,8 +5,8 @@ device in one cache, so that what two snapshots share is read once for both of t
 what the thin device would show.
 """
 
-from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Collection, Hashable, Iterable, Iterator
+from itertools import chain, repeat
 from os import PathLike
 from types import TracebackType
 from typing import Final, Self
@@ -22,7 +22,7 @@ _CACHE_PAGES: Final = 6144
 _MOST_MAPPINGS: Final = 1 << 16
 _WINDOW_PAGES: Final = 1024
 _FIRST_PAGES: Final = 16
-_LOOKED_UP_PAGES: Final = 4096
+_MOST_AHEAD: Final = _CACHE_PAGES // 3 * 2
 _ZEROS: Final = bytes(BLOCK_SIZE)
 
 
@@ -100,54 +100,70 @@ class ThinVolume:
             raise Unreadable(f"{length} bytes at {offset} lie outside the {self.size} of a thin device")
         if not length:
             return b""
-        first, last = offset // BLOCK_SIZE, (offset + length - 1) // BLOCK_SIZE
-        if first == last:
-            (place,) = self._places(range(first, first + 1))
-            page = self._page(place)
-            start = offset - first * BLOCK_SIZE
-            return page if length == BLOCK_SIZE else page[start : start + length]
-        whole = b"".join(self._run(range(first, last + 1)))
-        start = offset - first * BLOCK_SIZE
+        pages = range(offset // BLOCK_SIZE, (offset + length - 1) // BLOCK_SIZE + 1)
+        whole = b"".join(self._parts(pages))
+        start = offset % BLOCK_SIZE
         return whole if length == len(whole) else whole[start : start + length]
 
-    def _run(self, pages: range) -> Iterator[bytes]:
+    def _parts(self, pages: range) -> Iterator[bytes]:
         window = self._pages.window
-        for start in range(pages.start, pages.stop, window):
-            places = self._places(range(start, min(start + window, pages.stop)))
-            self._pages.prefetch(place for place in places if place is not None)
-            for place in places:
-                yield self._page(place)
-
-    def _page(self, place: int | None) -> bytes:
-        if place is None:
-            return _ZEROS
         try:
-            return self._pages.read(place)
+            for start in range(pages.start, pages.stop, window):
+                portion = range(start, min(start + window, pages.stop))
+                self._learn(self._blocks(portion))
+                pieces = list(self._pieces(portion))
+                self._pages.prefetch(chain.from_iterable(place for place, _ in pieces if place is not None))
+                for place, count in pieces:
+                    yield from repeat(_ZEROS, count) if place is None else self._pages.read_each(place)
         except PoolFailed as error:
             raise Unreadable(error.message) from error
+
+    def _blocks(self, pages: range) -> range:
+        """The virtual blocks that some pages lie in."""
+        return range(pages.start // self._block_pages, (pages.stop - 1) // self._block_pages + 1)
+
+    def _pieces(self, pages: range) -> Iterator[tuple[range | None, int]]:
+        """The pages of the data device that some pages are, None for holes, with their number; all are known."""
+        per_block, known = self._block_pages, self._known
+        start = pages.start
+        while start < pages.stop:
+            block, within = divmod(start, per_block)
+            count = min(per_block - within, pages.stop - start)
+            place = known[block]
+            first = 0 if place is None else place * per_block + within
+            yield None if place is None else range(first, first + count), count
+            start += count
 
     def prefetch(self, ranges: Iterable[tuple[int, int]]) -> None:
         """Bring offsets and lengths into the cache, many reads at once where that helps.
 
         What cannot be read is left for `read` to complain about; so is what lies behind more than 16 MiB.
         """
-        pages = iter(self._wanted(ranges))
-        budget = _CACHE_PAGES // 3 * 2
-        while budget > 0 and (portion := list(islice(pages, min(budget, _LOOKED_UP_PAGES)))):
-            budget -= len(portion)
-            try:
-                places = sorted({place for place in self._places(portion) if place is not None})
-            except Unreadable:
-                return
-            missing = [place for place in places if not self._pages.cached(place)]
-            window = self._pages.window
-            for start in range(0, len(missing), window):
-                self._pages.prefetch(missing[start : start + window])
+        wanted = list(self._wanted(ranges))
+        try:
+            self._learn({block for pages in wanted for block in self._blocks(pages)})
+        except Unreadable:
+            return
+        places: set[int] = set()
+        for pages in wanted:
+            for place, _ in self._pieces(pages):
+                if place is not None:
+                    places.update(place)
+        missing = [place for place in sorted(places) if not self._pages.cached(place)]
+        window = self._pages.window
+        for start in range(0, len(missing), window):
+            self._pages.prefetch(missing[start : start + window])
 
-    def _wanted(self, ranges: Iterable[tuple[int, int]]) -> Iterator[int]:
+    def _wanted(self, ranges: Iterable[tuple[int, int]]) -> Iterator[range]:
+        """The pages of some ranges, as many as are read ahead at once."""
+        budget = _MOST_AHEAD
         for offset, length in ranges:
             if offset >= 0 and length > 0 and offset + length <= self.size:
-                yield from range(offset // BLOCK_SIZE, (offset + length - 1) // BLOCK_SIZE + 1)
+                start, end = offset // BLOCK_SIZE, (offset + length - 1) // BLOCK_SIZE + 1
+                yield range(start, min(end, start + budget))
+                budget -= end - start
+                if budget <= 0:
+                    return
 
     def know(self, block: int, place: int | None) -> range:
         """Take in where a virtual block is, None where it is not mapped; the pages of its first 64 KiB."""
@@ -168,17 +184,6 @@ class ThinVolume:
         self._learn((block,))
         place = self._known[block]
         return None if place is None else place * self._block_size + within, self._block_size - within
-
-    def _places(self, pages: Sequence[int]) -> list[int | None]:
-        """The pages of the data device that some pages of the thin device are, None for holes."""
-        per_block = self._block_pages
-        self._learn({page // per_block for page in pages})
-        known = self._known
-        found: list[int | None] = []
-        for page in pages:
-            block = known[page // per_block]
-            found.append(None if block is None else block * per_block + page % per_block)
-        return found
 
     def _learn(self, blocks: Collection[int]) -> None:
         """Look virtual blocks up, as far as they are not known yet."""
