@@ -8,7 +8,7 @@ import os
 import stat
 import threading
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from mmap import mmap
@@ -35,6 +35,8 @@ _GAP_BLOCKS = 16
 _CACHE_BLOCKS = 2048
 _WINDOW_BLOCKS = 256
 _SLOW_SECONDS = 0.0005
+_RECENT_READS = 5
+_BLOCK_SECONDS = 0.00003  # what a block more may take without the device being called slow for it
 _DEPTH = 16
 
 _WRITES_DONE = 4
@@ -186,8 +188,9 @@ class ReadCounters:
 class BlockReader:
     """Blocks through a bounded cache, with read-ahead that suits the disk.
 
-    Blocks that lie close together are read in one call. Where a read was seen to take longer than half a millisecond,
-    read-ahead keeps up to 16 calls under way at once; on a faster device threads would only cost.
+    Blocks that lie close together are read in one call. Where the last few reads mostly took longer than half a
+    millisecond, not counting what their size takes, read-ahead keeps up to 16 calls under way at once; on a faster
+    device threads would only cost.
     """
 
     def __init__(
@@ -211,7 +214,7 @@ class BlockReader:
         self._cache_blocks = max(1, cache_blocks)
         self._window_blocks = window_blocks
         self._clock = clock
-        self._latency = 0.0
+        self._latencies: deque[float] = deque(maxlen=_RECENT_READS)
         self._reads = 0
         self._blocks_read = 0
         self._executor: ThreadPoolExecutor | None = None
@@ -229,7 +232,8 @@ class BlockReader:
     @property
     def depth(self) -> int:
         """How many reads read-ahead keeps under way, by the latency measured so far."""
-        return _DEPTH if self._latency > _SLOW_SECONDS else 1
+        recent = sorted(self._latencies)
+        return _DEPTH if recent and recent[len(recent) // 2] > _SLOW_SECONDS else 1
 
     @property
     def window(self) -> int:
@@ -315,7 +319,7 @@ class BlockReader:
     def _account(self, seconds: float, blocks: int) -> None:
         self._reads += 1
         self._blocks_read += blocks
-        self._latency += (seconds - self._latency) / (1 if self._reads == 1 else 8)
+        self._latencies.append(seconds - blocks * _BLOCK_SECONDS)
 
     def _keep(self, block: int, data: bytes) -> None:
         self._cache[block] = data
