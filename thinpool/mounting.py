@@ -183,7 +183,7 @@ def kept(session: Session, name: str) -> Iterator[tuple[LayerRecord, Storage]]:
         with session.locked(name) as record:
             found = storage(record)
             if found.immutable:
-                used.enter_context(session.locks.use(record.handle))
+                used.enter_context(in_use(session, record.handle, _held(session, record.handle)))
         if not found.immutable:
             session.driver.flush(found)
             with session.writer() as mark:

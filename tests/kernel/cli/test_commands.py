@@ -37,6 +37,22 @@ def test_the_warnings_of_a_new_store_are_shown_once(empty: Cli) -> None:
     assert empty("down") == ""
 
 
+def test_the_way_of_a_comparison(with_base: Cli) -> None:
+    cli = with_base
+    cli("prepare", "job", "base")
+    cli("run", "job", "--", "sh", "-c", "echo hi > /greeting")
+    for method in ("auto", "fast", "walk"):
+        status, text, said = cli.outcome("-v", "diff", "job", "--method", method)
+        assert (status, text) == (0, "A /greeting\n")
+        assert f"compared by method {'walk' if method == 'walk' else 'fast'}" in said
+        assert (" reads of " in said) == (method != "walk")
+        assert cli.outcome("diff", "job", "--method", method)[2] == ""
+    status, _, said = cli.outcome("diff", "base", "--method", "fast")
+    assert status == 6
+    assert "compared with nothing" in said
+    assert cli("rm", "job") == ""
+
+
 def test_the_main_job(with_base: Cli, scratch: Path) -> None:
     cli = with_base
     made = cli.json("prepare", "job", "base", "--label", "owner=ci", "--label", "empty=")

@@ -80,6 +80,7 @@ class _Survey:
 
     def run(self) -> tree.Scope:
         self._check_fresh()
+        self._check_gone()
         touched = {
             number for number, pair in self._changed.items() if pair.older is not None and pair.newer is not None
         }
@@ -101,6 +102,12 @@ class _Survey:
                 found = len(self._difference.added.get(number, ()))
                 if found != pair.newer.names:
                     raise _unresolved(number, found, pair.newer)
+
+    def _check_gone(self) -> None:
+        """Check that the names of the inodes that only the older side has were in directories that changed."""
+        for number, pair in self._changed.items():
+            if pair.newer is None and any(name.directory not in self._changed for name in self._names.of(number)):
+                raise Unreadable(f"inode {number} is gone, and a directory that names it did not change")
 
     def _add_names(self, number: int) -> None:
         """Take in all names of an inode that both sides have in use."""
