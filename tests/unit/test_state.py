@@ -54,6 +54,15 @@ def test_the_nearest_common_ancestor(state: State) -> None:
         assert (found and found.handle) == expected
 
 
+def test_the_line_of_a_layer(state: State) -> None:
+    for handle, parent in ((1, None), (2, 1), (3, 2), (4, 1), (5, None)):
+        state.add(attrs.evolve(RECORD, handle=handle, name=f"layer-{handle}", parent=parent))
+    for handle, expected in ((3, [3, 2, 1]), (4, [4, 1]), (5, [5])):
+        line = state.line(handle)
+        assert [record.handle for record in line] == expected
+        assert line[0] == state.by_handle(handle)
+
+
 def test_a_name_is_taken_once(state: State) -> None:
     state.add(RECORD)
     with pytest.raises(LayerExists):
