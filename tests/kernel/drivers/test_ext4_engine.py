@@ -12,6 +12,7 @@ from typing import Literal
 import attrs
 import pytest
 
+from tests.kernel.conformance.layers import look
 from tests.kernel.drivers.engine import MAKES, REFUSED, Make, store_of
 from tests.kernel.layer.trees import OPERATIONS, Mutator, Step, Tree, expected_changes, survey
 from thinpool import Store
@@ -132,9 +133,9 @@ def test_what_is_refused_is_walked(make: Make) -> None:
     """`auto` says why, and `fast` fails with that."""
     play = Play(make.reason, 2)
     with store_of(make) as store:
-        trees = {"base": make_layer(store, play, "base", None, 0, None)}
-        trees["child"] = make_layer(store, play, "child", "base", 1, None)
-        expected = expected_changes(trees["base"], trees["child"])
+        make_layer(store, play, "base", None, 0, None)
+        make_layer(store, play, "child", "base", 1, None)
+        expected = expected_changes(look(store, "base"), look(store, "child"))  # anew: small inodes cut times off
         changes = store.changes("child")
         assert (list(changes), changes.method) == (expected, "walk")
         assert make.reason in str(changes.reason)
