@@ -1,17 +1,16 @@
-"""One comparison in a process of its own, for its peak memory: `python -m bench.differ ROOT NAME`."""
+"""One comparison in a process of its own, and the peak of its resident memory in KiB: rows, then the peak."""
 
-import resource
 import sys
 
+from bench.ops import peak_resident
 from thinpool import Store
 
 
-def main() -> None:
-    root, name = sys.argv[1:]
+def main(root: str, name: str) -> None:
     with Store.open(root, create=False) as store:
         changes = store.changes(name, method="fast")
-    print(len(changes), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    print(len(changes), peak_resident())
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

@@ -18,7 +18,7 @@ from thinpool.metadata.still import StillMappings
 
 __all__ = ["DataDevice", "ThinVolume"]
 
-_CACHE_PAGES: Final = 6144
+_CACHE_PAGES: Final = 5120
 _MOST_MAPPINGS: Final = 1 << 16
 _WINDOW_PAGES: Final = 1024
 _FIRST_PAGES: Final = 16
@@ -30,7 +30,7 @@ class DataDevice:
     """A pool's data device, or an image of it, read past the page cache and past the pool; a context manager.
 
     What it gives is right for blocks of devices that nobody writes to. Reads of neighbouring pages are joined, and
-    read-ahead keeps several under way where the device was seen to be slow (`thinpool.metadata.reader`). 24 MiB are
+    read-ahead keeps several under way where the device was seen to be slow (`thinpool.metadata.reader`). 20 MiB are
     kept at most.
     """
 
@@ -137,7 +137,7 @@ class ThinVolume:
     def prefetch(self, ranges: Iterable[tuple[int, int]]) -> None:
         """Bring offsets and lengths into the cache, many reads at once where that helps.
 
-        What cannot be read is left for `read` to complain about; so is what lies behind more than 16 MiB.
+        What cannot be read is left for `read` to complain about; so is what lies behind more than 13 MiB.
         """
         wanted = list(self._wanted(ranges))
         try:

@@ -11,12 +11,12 @@ from thinpool.filesystem.ext4.superblock import BLOCK_SIZE
 
 __all__ = ["Directories", "SharingImage"]
 
-_MOST_ENTRIES = 60_000
+_MOST_ENTRIES = 30_000
 _MOST_BLOCKS = 64
 
 
 class Directories:
-    """Parsed directories, by where they are stored; some 60,000 entries at the most, which take some 15 MB."""
+    """Parsed directories, by where they are stored; some 30,000 entries at the most, which take some 8 MB."""
 
     def __init__(self) -> None:
         self._kept: OrderedDict[Hashable, Mapping[bytes, Entry]] = OrderedDict()
