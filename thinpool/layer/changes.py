@@ -28,6 +28,7 @@ from thinpool.layer.view import MountedView, Status, View
 from thinpool.model import Change
 
 _TWO_TICKS_NS = 20_000_000
+_SECOND_NS = 1_000_000_000  # the tick of ext4 with inodes of 128 bytes, whose times have no smaller parts
 _NEVER_NS = -(1 << 63)
 _EMPTY_ROOT_MODE = stat.S_IFDIR | 0o755
 
@@ -233,4 +234,5 @@ class _Walk:
 
     def _untouched(self, older: Status, newer: Status) -> bool:
         ctime = newer.st_ctime_ns
-        return ctime < self._before_ns and ctime == older.st_ctime_ns and newer.st_ino == older.st_ino
+        before = self._before_ns if ctime % _SECOND_NS else self._before_ns - 2 * _SECOND_NS
+        return ctime < before and ctime == older.st_ctime_ns and newer.st_ino == older.st_ino

@@ -133,7 +133,13 @@ def changed_inodes(
 
 def is_late(inode: Inode, complete_ns: int | None) -> bool:
     """Whether an inode may have been changed within two ticks of the time when its layer was complete, or later."""
-    return complete_ns is None or inode.ctime_ns >= complete_ns - TWO_TICKS_NS
+    return complete_ns is None or _may_repeat(inode, complete_ns - TWO_TICKS_NS)
+
+
+def _may_repeat(inode: Inode, before_ns: int) -> bool:
+    """Whether an inode's ctime may be shown again by a later change; one of whole seconds may tick in seconds."""
+    margin = 0 if inode.ctime_ns % _NANOSECONDS else 2 * _NANOSECONDS
+    return inode.ctime_ns >= before_ns - margin
 
 
 def _table_parts(older: Image, newer: Image, differing: Iterable[tuple[int, int]]) -> Iterator[range]:
@@ -219,7 +225,7 @@ class _Search:
     def _add_unsettled(self, numbers: range, raw: bytes) -> None:
         """Take in those of some inodes, the same on both sides, whose ctime says nothing."""
         before = self._before_ns
-        seconds = None if before is None else before // _NANOSECONDS
+        seconds = None if before is None else before // _NANOSECONDS - 2
         for index, (ctime, extra) in enumerate(self._times.iter_unpack(raw)):
             if not ctime and not extra and seconds is not None:
                 continue
@@ -251,7 +257,7 @@ class _Search:
             self._add(inode.number, inode, inode)
 
     def _is_unsettled(self, inode: Inode) -> bool:
-        return self._before_ns is None or inode.ctime_ns >= self._before_ns
+        return self._before_ns is None or _may_repeat(inode, self._before_ns)
 
 
 def _bytes(image: Image, numbers: range) -> bytes:
