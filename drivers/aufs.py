@@ -176,7 +176,7 @@ class AufsDriver(StackDriver):
         with self._branches.opened(name_of(handle)) as upper:
             pseudolinks.forget(upper)
 
-    def settle(self, handle: int) -> None:
+    def carry_out_notes(self, handle: int) -> None:
         """Do in the layer's directory what an import could not do through the mount."""
         with self._branches.opened(name_of(handle)) as fd:
             notes.settle(fd)

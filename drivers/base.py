@@ -22,7 +22,7 @@ from thinpool.pool.health import PoolStatus
 
 __all__ = [
     "INTENT", "Ancestor", "BlockDevices", "Compared", "Comparing", "Context", "Driver", "DriverStatus", "DriverType",
-    "Growable", "HandleTaken", "Joining", "Looking", "PoolStatus", "Records", "Reserving", "Sealing", "Settling",
+    "Growable", "HandleTaken", "Joining", "Looking", "Noting", "PoolStatus", "Records", "Reserving", "Sealing",
     "Storage", "Tracking", "Unsure", "Vouching",
 ]  # fmt: skip
 
@@ -223,10 +223,10 @@ class Joining(Protocol):
 
 
 @runtime_checkable
-class Settling(Protocol):
+class Noting(Protocol):
     """A driver whose mounts cannot do all that its storage can: an import notes the rest (`thinpool.layer.notes`)."""
 
-    def settle(self, handle: int) -> None:
+    def carry_out_notes(self, handle: int) -> None:
         """Do what is noted in storage that nobody uses, durably."""
 
 

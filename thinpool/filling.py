@@ -16,7 +16,7 @@ from typing import IO, Self
 import attrs
 
 from thinpool import recovery
-from thinpool.drivers.base import Sealing, Settling
+from thinpool.drivers.base import Noting, Sealing
 from thinpool.errors import LayerInUse, LayerNotFound, PoolFailed, PoolFull
 from thinpool.filesystem.syscalls import syncfs
 from thinpool.layer.limits import Limits
@@ -73,13 +73,13 @@ class Filling:
                 root,
                 limits=how.limits,
                 devices=how.devices,
-                noting=isinstance(driver, Settling),
+                noting=isinstance(driver, Noting),
                 progress=how.progress,
             )
             syncfs(root)
         self._session.release_wholly(record)
-        if isinstance(driver, Settling):
-            driver.settle(record.handle)
+        if isinstance(driver, Noting):
+            driver.carry_out_notes(record.handle)
         if isinstance(driver, Sealing):
             driver.seal(record.handle)
         for warning in result.warnings:
