@@ -58,6 +58,7 @@ class Filling:
     def __init__(self, session: Session) -> None:
         self._session = session
         self._records: list[LayerRecord] = []
+        self._completed: dict[int, int] = {}
         self._lock: int | None = None
         self._published = False
 
@@ -82,16 +83,16 @@ class Filling:
             driver.carry_out_notes(record.handle)
         if isinstance(driver, Sealing):
             driver.seal(record.handle)
+        self._completed[record.handle] = self._session.now()  # before the next layer begins, which is split off then
         for warning in result.warnings:
             _LOG.warning("%s: %s", name, warning)
         return attrs.evolve(record, phase="ready"), result
 
     def publish(self) -> None:
         """Make them all ready, in one durable step."""
-        now = self._session.now()
         with self._session.state.transaction():
             for record in self._records:
-                self._session.state.publish(record.handle, now, record.labels)
+                self._session.state.publish(record.handle, self._completed[record.handle], record.labels)
         self._published = True
 
     def __enter__(self) -> Self:

@@ -58,6 +58,18 @@ def test_a_stack_comes_back_as_it_was(store: Store, scratch: Path) -> None:
     assert [layer.digest for layer in again.layers] == [layer.digest for layer in result.layers]
 
 
+def test_a_layer_was_complete_before_the_next_one_began(store: Store, scratch: Path) -> None:
+    """A comparison trusts what is older than the common layer, so that must not be said to be younger than it is."""
+    fill(store, "one", first)
+    fill(store, "two", second, "one")
+    store.export_image("two", scratch / "layout")
+    store.import_image("back", scratch / "layout")
+    below, above = (store.stat(name) for name in lineage(store, "back"))
+    assert below.created < above.created
+    with store.mount(above.name) as root:
+        assert below.created.timestamp() <= (root / "becomes a directory/file").stat().st_ctime + 0.02
+
+
 def test_opaque_directories(store: Store, scratch: Path) -> None:
     """Which hide what is in layers that are not ready yet."""
     layers = [
