@@ -1,13 +1,13 @@
 """Comparisons of two layers against the walk over both, on fast and on slow disks, and how they grow."""
 
 import random
-import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
+from bench.alone import peak
 from bench.measure import Row, in_turn, milliseconds, ratio
 from bench.slow import slow_pool
 from thinpool import Store
@@ -63,10 +63,9 @@ def growing(scratch: Path, rounds: int) -> list[Row]:
         what = f"1 change in {_MANY:,} files against 1 in {_FEW:,}"
         rows = [ratio(what, (f"{_MANY:,}", found["many"]), (f"{_FEW:,}", found["few"]), 1.2, at_least=False)]
         begun = in_turn({"1000": lambda: _changes(store, "many-1000", "fast")}, rounds)
-        command = [sys.executable, "-m", "bench.differ", str(store.root), "many-1000"]
-        _, peak = map(int, subprocess.run(command, check=True, capture_output=True, text=True).stdout.split())
+        kib = peak("diff", store.root, "many-1000")
         what = f"peak memory of 1,000 changes in {_MANY:,} files"
-        rows.append(Row(what, peak / _MIB, "MiB", 96, False, f"Python included; takes {milliseconds(begun['1000'])}"))
+        rows.append(Row(what, kib / _MIB, "MiB", 96, False, f"Python included; takes {milliseconds(begun['1000'])}"))
     return rows
 
 

@@ -2,11 +2,11 @@
 
 import random
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from bench.alone import peak
 from bench.measure import Row, in_turn, ratio
 from bench.ops import ARCHIVE_BYTES, FILES, importing, make_archive, store_in
 from thinpool import Store
@@ -84,16 +84,14 @@ def exporting(scratch: Path, rounds: int) -> list[Row]:
     archive, target, output = scratch / "layer.tar", scratch / "target-export", scratch / "exported.tar"
     make_archive(archive)
     target.mkdir()
-    peak: list[int] = []
+    peaks: list[int] = []
     with store_in(scratch / "export") as store:
         with archive.open("rb") as file:
             store.import_layer("layer", file)
         archive.unlink()
 
         def ours() -> None:
-            command = [sys.executable, "-m", "bench.exporter", str(store.root), "layer", str(output)]
-            done = subprocess.run(command, check=True, capture_output=True, text=True)
-            peak.append(int(done.stdout))
+            peaks.append(peak("export", store.root, "layer", output))
 
         def tar() -> None:
             with store.mount("layer", target):
@@ -105,7 +103,7 @@ def exporting(scratch: Path, rounds: int) -> list[Row]:
     what = f"export of {FILES:,} files, {ARCHIVE_BYTES // 1_000_000} MB"
     return [
         ratio(f"{what} against tar --xattrs -c", ("export", found["export"]), ("tar", found["tar"]), 2, at_least=False),
-        Row(f"{what}, peak memory", max(peak) / _MIB, "MiB", 64, False, "the exporting process, Python included"),
+        Row(f"{what}, peak memory", max(peaks) / _MIB, "MiB", 64, False, "the exporting process, Python included"),
     ]
 
 

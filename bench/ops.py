@@ -3,15 +3,14 @@
 import io
 import os
 import random
-import resource
 import subprocess
-import sys
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from bench.alone import peak
 from bench.bare import Bare
 from bench.measure import Row, in_turn, is_uml, ratio
 from thinpool import Store
@@ -148,13 +147,11 @@ def importing(scratch: Path, rounds: int, *tar_options: str) -> list[Row]:
     make_archive(archive)
     target = scratch / "target-tar"
     target.mkdir()
-    peak: list[int] = []
+    peaks: list[int] = []
     with store_in(scratch / "import") as store:
 
         def ours() -> None:
-            command = [sys.executable, "-m", "bench.importer", str(store.root), "imported", str(archive)]
-            done = subprocess.run(command, check=True, capture_output=True, text=True)
-            peak.append(int(done.stdout))
+            peaks.append(peak("import", store.root, "imported", archive))
             store.remove("imported")
 
         def tar() -> None:
@@ -174,7 +171,7 @@ def importing(scratch: Path, rounds: int, *tar_options: str) -> list[Row]:
             2,
             at_least=False,
         ),
-        Row(f"{what}, peak memory", max(peak) / 1024, "MiB", 100, False, "the importing process, Python included"),
+        Row(f"{what}, peak memory", max(peaks) / 1024, "MiB", 100, False, "the importing process, Python included"),
     ]
 
 
@@ -193,11 +190,6 @@ def make_archive(path: Path) -> None:
             member.size, member.mode, member.mtime = size, 0o644, 1_700_000_000 + number
             start = dice.randrange(len(data) - size)
             tar.addfile(member, io.BytesIO(data[start : start + size]))
-
-
-def peak_resident() -> int:
-    """The largest resident size of this process so far, in KiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def scratch_directory() -> Path:
