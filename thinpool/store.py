@@ -176,7 +176,8 @@ class Store:
         Mounted, its state of this instant is committed: the mount can be used on, but what is written to it then
         belongs to no layer, and is gone when it is unmounted. Who writes to it is held for the moment of a snapshot,
         and let go after 10 seconds whatever becomes of this process, unless the pool's own disks hold them up: see
-        `thinpool.pool.holding`. In use as a block device, the layer is what a power cut would have left of it (`Layer.crash_consistent`); see `checkpoint`.
+        `thinpool.pool.holding`. In use as a block device, the layer is what a power cut would have left of it
+        (`Layer.crash_consistent`); see `checkpoint`.
 
         Raises:
             LayerExists, InvalidName: the name.
