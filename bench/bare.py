@@ -12,7 +12,7 @@ import struct
 _HEADER = struct.Struct("<IIIIIIiIIIQ128s129s7s")  # struct dm_ioctl, include/uapi/linux/dm-ioctl.h
 _TARGET = struct.Struct("<QQiI16s")  # struct dm_target_spec
 _CREATE, _REMOVE, _SUSPEND, _LOAD, _MESSAGE = 3, 4, 6, 9, 14
-_READ_ONLY = 1
+_SUSPENDED = 1 << 1  # DM_SUSPEND_FLAG; without it the call resumes
 _UDEV_FLAGS = (0x2 | 0x4 | 0x8) << 16
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -30,12 +30,14 @@ class Bare:
     def close(self) -> None:
         os.close(self._control)
 
-    def _call(self, number: int, name: str, payload: bytes = b"", targets: int = 0, event: int = 0) -> bytearray:
+    def _call(
+        self, number: int, name: str, payload: bytes = b"", targets: int = 0, event: int = 0, flags: int = 0
+    ) -> bytearray:
         size = max(_HEADER.size + len(payload), 512)
         buffer = bytearray(size)
         _HEADER.pack_into(
-            buffer, 0, 4, 0, 0, size, _HEADER.size, targets, 0, 0, event, 0, 0, name.encode(), b"", b""
-        )  # fmt: skip
+            buffer, 0, 4, 0, 0, size, _HEADER.size, targets, 0, flags, event, 0, 0, name.encode(), b"", b""
+        )
         buffer[_HEADER.size : _HEADER.size + len(payload)] = payload
         fcntl.ioctl(self._control, (3 << 30) | (_HEADER.size << 16) | (0xFD << 8) | number, buffer, True)
         return buffer
@@ -43,6 +45,12 @@ class Bare:
     def message(self, text: str) -> None:
         """Send the pool a message."""
         self._call(_MESSAGE, self._pool, struct.pack("<Q", 0) + text.encode() + b"\0")
+
+    def snapshot(self, device: str, thin_id: int, origin: int) -> None:
+        """Snapshot a device that is in use, suspended for the moment, which freezes its file system."""
+        self._call(_SUSPEND, device, flags=_SUSPENDED)
+        self.message(f"create_snap {thin_id} {origin}")
+        self._call(_SUSPEND, device)
 
     def cycle(self, thin_id: int, origin: int) -> None:
         """Snapshot, activate, mount, unmount, deactivate, delete."""

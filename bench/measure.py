@@ -25,7 +25,7 @@ class Sample:
         """The first and the third quartile."""
         if len(self.seconds) < 2:
             return self.seconds[0], self.seconds[0]
-        first, _, third = statistics.quantiles(self.seconds, n=4)
+        first, _, third = statistics.quantiles(self.seconds, n=4, method="inclusive")
         return first, third
 
 
