@@ -44,26 +44,30 @@ class Strict(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_the_page_is_whole_and_needs_nothing_else(tmp_path: Path) -> None:
-    path = tmp_path / "page.html"
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("page") / "page.html"
     write_page(measured(), path)
-    page = path.read_text()
+    return path
+
+
+def test_the_page_is_whole_and_needs_nothing_else(page: Path) -> None:
+    content = page.read_text()
     parser = Strict()
-    parser.feed(page)
+    parser.feed(content)
     parser.close()
     assert parser.open == []
     assert all(target.startswith("#") for target in parser.fetched)
-    assert not re.search(r"url\((?!#)", page)
-    assert page.count("<svg") == 5  # delay, files, changes, load, holds
-    assert "a &lt;machine&gt;" in page
-    assert "a &amp; note" in page
-    assert [entry.name for entry in tmp_path.iterdir()] == ["page.html"]
+    assert not re.search(r"url\((?!#)", content)
+    assert content.count("<svg") == 5  # delay, files, changes, load, holds
+    assert "a &lt;machine&gt;" in content
+    assert "a &amp; note" in content
+    assert [entry.name for entry in page.parent.iterdir()] == ["page.html"]
 
 
-def test_the_same_results_give_the_same_page(tmp_path: Path) -> None:
-    for name in ("one", "two"):
-        write_page(measured(), tmp_path / name)
-    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+def test_the_same_results_give_the_same_page(page: Path, tmp_path: Path) -> None:
+    write_page(measured(), tmp_path / "again")
+    assert (tmp_path / "again").read_bytes() == page.read_bytes()
 
 
 def test_an_empty_run_gives_a_page(tmp_path: Path) -> None:
