@@ -21,6 +21,7 @@ _NAME = "bench-slow"
 _SECTOR = 512
 _MIB = 1 << 20
 _READS = 50
+_PROBE_BYTES = 512 * _MIB
 
 
 class SlowDisk:
@@ -41,8 +42,10 @@ class SlowDisk:
     def __enter__(self) -> Self:
         vet({"--disk": self._device})
         _said("modprobe", "dm-delay")
-        self._create(_NAME, self._table(0))
-        self._probe = self.slice("probe", 1 << 30)
+        with self._undo as undo:
+            self._create(_NAME, self._table(0))
+            self._probe = self.slice("probe", _PROBE_BYTES)
+            self._undo = undo.pop_all()
         return self
 
     def __exit__(
@@ -103,7 +106,7 @@ class SlowDisk:
         try:
             for _ in range(_READS):
                 begun = time.perf_counter()
-                os.preadv(device, [buffer], random.randrange(1 << 17) * 4096)
+                os.preadv(device, [buffer], random.randrange(_PROBE_BYTES // 4096) * 4096)
                 taken.append(time.perf_counter() - begun)
         finally:
             os.close(device)

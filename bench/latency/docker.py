@@ -1,5 +1,6 @@
 """Docker's daemon, spoken to as its client does, over its socket: what the client itself costs is left out."""
 
+import http
 import http.client
 import json
 import socket
@@ -16,7 +17,6 @@ from bench.latency.trees import LOAD_FILE, change
 _DAEMON = "/usr/sbin/dockerd"
 _COMMAND = ["/bin/busybox", "sleep", "100000000"]
 _SECONDS = 3600.0
-_FIRST_FREE = 400
 
 
 class _Connection(http.client.HTTPConnection):
@@ -63,7 +63,10 @@ class Docker:
 
     @property
     def operations(self) -> Sequence[Operation]:
-        return (Operation("commit", self._commit, self._remove_image), Operation("diff", self._diff))
+        return (
+            Operation("commit", self._commit, self._remove_image),
+            Operation("diff", lambda: self._ask("GET", f"/containers/{self._container}/changes")),
+        )
 
     @property
     def root(self) -> Path:
@@ -96,26 +99,25 @@ class Docker:
         return self._root_of(self._others) / LOAD_FILE
 
     def close(self) -> None:
+        self.end()
         self._daemon.stop()
 
     def _start(self) -> str:
         asked = {"Image": self._base, "Cmd": _COMMAND, "HostConfig": {"NetworkMode": "none"}}
-        container = str(self._ask("POST", "/containers/create", asked)["Id"])
+        container = str(json.loads(self._ask("POST", "/containers/create", asked))["Id"])
         self._ask("POST", f"/containers/{container}/start")
         return container
 
     def _root_of(self, container: str) -> Path:
         """As its processes see it."""
-        return Path("/proc", str(self._ask("GET", f"/containers/{container}/json")["State"]["Pid"]), "root")
+        found = json.loads(self._ask("GET", f"/containers/{container}/json"))
+        return Path("/proc", str(found["State"]["Pid"]), "root")
 
     def _commit(self) -> None:
-        self._image = self._ask("POST", f"/commit?container={self._container}&repo=done&pause=1", {})["Id"]
+        self._image = json.loads(self._ask("POST", f"/commit?container={self._container}&repo=done&pause=1", {}))["Id"]
 
     def _remove_image(self) -> None:
         self._ask("DELETE", f"/images/{self._image}?force=1")
-
-    def _diff(self) -> None:
-        self._ask("GET", f"/containers/{self._container}/changes")
 
     def _serves(self) -> bool:
         try:
@@ -124,19 +126,18 @@ class Docker:
             return False
         return True
 
-    def _ask(self, method: str, path: str, body: dict[str, Any] | IO[bytes] | None = None) -> Any:
+    def _ask(self, method: str, path: str, body: dict[str, Any] | IO[bytes] | None = None) -> str:
+        """Ask the daemon; a dictionary goes as JSON, a file as it is."""
         connection = _Connection(self._socket)
-        content, headers = (
-            (json.dumps(body), {"Content-Type": "application/json"}) if isinstance(body, dict) else (body, {})
-        )
-        connection.request(method, path, content, headers)
-        answer = connection.getresponse()
-        text = answer.read().decode()
-        connection.close()
-        if answer.status >= _FIRST_FREE:
+        try:
+            if isinstance(body, dict):
+                connection.request(method, path, json.dumps(body), {"Content-Type": "application/json"})
+            else:
+                connection.request(method, path, body)
+            answer = connection.getresponse()
+            text = answer.read().decode()
+        finally:
+            connection.close()
+        if answer.status >= http.HTTPStatus.BAD_REQUEST:
             raise RuntimeError(f"{self.name}: {method} {path}: {answer.status} {text}")
-        return (
-            json.loads(text)
-            if answer.headers.get_content_type() == "application/json" and path[:8] != "/images/"
-            else None
-        )
+        return text

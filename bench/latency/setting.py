@@ -57,6 +57,7 @@ class Setting:
         for contender in missing:
             contender.build(files, archive)
             self._built.add((contender.name, files))
+            print(f"built: {files:,} files: {contender.name}", flush=True)
         archive.unlink()
 
     def set_delay(self, milliseconds: int) -> None:
@@ -65,13 +66,8 @@ class Setting:
         found = self.disk.read_latency()
         self.journal.add(Record("disk", "disk", "read 4 KiB", Cell(0, 0, milliseconds), 0, found))
 
-    @contextmanager
-    def loaded(self, load: str, contender: Contender) -> Iterator[Load | None]:
+    def loaded(self, load: str, contender: Contender) -> AbstractContextManager[Load | None]:
         """With a load, where it is told to be: `none` gives None."""
-        with self._load(load, contender) as running:
-            yield running
-
-    def _load(self, load: str, contender: Contender) -> AbstractContextManager[Load | None]:
         if load == "disk":
             return writing(self.disk, self.load_device)
         if load == "pool":
@@ -100,8 +96,8 @@ def prepared(
                 undo.callback(contender.close)
             contenders[name] = contender
             print(f"set up: {contender.name}", flush=True)
+        undo.callback(disk.set_delay, 0)
         yield Setting(disk, ours, contenders, journal, scratch, rounds, limit, load_device)
-        disk.set_delay(0)
 
 
 def _contender(name: str, disk: SlowDisk, run: Path, limit: float) -> Contender:
