@@ -9,8 +9,8 @@ from pathlib import Path
 
 from bench.latency import checkpoints, committing, differing, holding, usage
 from bench.latency.matrix import lines, product
-from bench.latency.records import Journal, read_run
-from bench.latency.setting import CONTENDERS, LOADS, Setting, prepared
+from bench.latency.records import LOADS, Journal, read_run
+from bench.latency.setting import CONTENDERS, Setting, prepared
 from bench.latency.tables import show
 from bench.measure import machine
 from bench.ops import scratch_directory
@@ -85,9 +85,8 @@ def report(results: Path, page: Path | None) -> int:
 
     with results.open(encoding="utf-8") as file:
         run = read_run(file)
-    missed = show(run)
     write_page(run, page or results.with_suffix(".html"))
-    return 1 if missed else 0
+    return 1 if show(run) else 0
 
 
 def describe() -> str:

@@ -80,6 +80,9 @@ def _lines(index: Index, cells: list[Cell], field: str, place: Callable[[Cell], 
     axes.set_yscale("log")
     if field != "delay":
         axes.set_xscale("log")
+        places = sorted({place(cell) for cell in cells})
+        axes.set_xticks(places, [f"{at:,.0f}" for at in places])
+        axes.minorticks_off()
     return _done(figure, axes)
 
 
@@ -128,6 +131,7 @@ def _new() -> tuple[Figure, Axes]:
 
 def _done(figure: Figure, axes: Axes) -> str:
     axes.grid(visible=True, which="major", color="#eee")
+    axes.set_axisbelow(True)
     axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
     text = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": "thinpool"}):

@@ -9,8 +9,11 @@ from typing import Any, Self
 
 import attrs
 
+LOADS = ("none", "disk", "pool", "layer")
+"""Where fio writes meanwhile."""
 
-@attrs.frozen(order=True)
+
+@attrs.frozen
 class Cell:
     """One point of the matrix.
 
@@ -18,7 +21,7 @@ class Cell:
         files: files in the tree below the layer.
         changes: files changed in the layer.
         delay: milliseconds that dm-delay was asked for; the `disk` part has what they came to.
-        load: `none`, or where fio writes: `disk`, `pool`, `layer`.
+        load: one of LOADS.
     """
 
     files: int

@@ -17,7 +17,6 @@ from bench.latency.records import Cell, Journal, Record
 from bench.latency.trees import LOAD_FILE, write_archive
 
 CONTENDERS = ("thinpool", "docker-devicemapper", "containerd", "byhand", "docker-overlay2", "docker-btrfs")
-LOADS = ("none", "disk", "pool", "layer")
 
 
 @attrs.frozen

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import attrs
 
-from bench.latency.records import Cell, Record, Run
+from bench.latency.records import LOADS, Cell, Record, Run
 from bench.measure import Row, Sample
 
 THINPOOL = "thinpool"
@@ -61,8 +61,9 @@ class Index:
             self._found.setdefault(key, {})[record.round] = record
 
     def cells(self, part: str) -> list[Cell]:
-        """The cells of a part, sorted."""
-        return sorted({cell for found, _, _, cell in self._found if found == part})
+        """The cells of a part, smallest and fastest first, idle before busy."""
+        found = {cell for where, _, _, cell in self._found if where == part}
+        return sorted(found, key=lambda cell: (cell.files, cell.changes, cell.delay, LOADS.index(cell.load)))
 
     def things(self, part: str, cell: Cell) -> list[tuple[str, str]]:
         """Contenders and operations in a cell, in the order in which they were first measured."""
