@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from bench.latency.contender import Operation, limited, tool
@@ -116,14 +116,13 @@ class ByHand:
     @contextmanager
     def _both(self) -> Iterator[None]:
         """The parent and the snapshot, mounted read-only."""
-        for name, number in (("older", self._base), ("newer", self._snapshot)):
-            self._activate(name, number)
-            tool("mount", "-o", "ro", f"/dev/mapper/bench-byhand-{name}", str(self._home / name))
-        try:
+        with ExitStack() as active:
+            for name, number in (("older", self._base), ("newer", self._snapshot)):
+                self._activate(name, number)
+                active.callback(tool, "dmsetup", "remove", "--retry", f"bench-byhand-{name}")
+                tool("mount", "-o", "ro", f"/dev/mapper/bench-byhand-{name}", str(self._home / name))
+                active.callback(tool, "umount", str(self._home / name))
             yield
-        finally:
-            for name in ("older", "newer"):
-                self._deactivate(name)
 
     def _delete_snapshot(self) -> None:
         self._message(f"delete {self._snapshot}")

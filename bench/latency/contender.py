@@ -1,11 +1,17 @@
 """What all contenders have in common: a tree, a layer on it with changes, and operations that can be timed."""
 
+import os
+import signal
 import subprocess
+import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
 import attrs
+
+_GONE_SECONDS = 60.0
 
 
 def nothing() -> None:
@@ -87,15 +93,31 @@ def tool(*command: str) -> str:
 
 
 def limited(seconds: float, *command: str) -> str:
-    """Run a command as `tool` does, and end it at a limit of time.
+    """Run a command as `tool` does, and end it at a limit of time, with all that it has started.
 
     Raises:
         CutShort: it was ended.
     """
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
     try:
-        done = subprocess.run(
-            command, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, timeout=seconds
-        )
+        said, _ = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired as error:
+        _end_group(process)
         raise CutShort(seconds) from error
-    return done.stdout
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
+    return said
+
+
+def _end_group(process: subprocess.Popen[str]) -> None:
+    """Kill a session's processes and wait until the last is gone: one that is left keeps what it has open busy."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    limit = time.monotonic() + _GONE_SECONDS
+    with suppress(ProcessLookupError):
+        while time.monotonic() < limit:
+            os.killpg(process.pid, 0)
+            time.sleep(0.02)
