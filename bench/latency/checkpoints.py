@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from bench.latency.contender import nothing
 from bench.latency.disk import drop_caches
-from bench.latency.holding import BARE, BareCheckpoints
+from bench.latency.kernel import BARE, BareCheckpoints
 from bench.latency.load import writing
 from bench.latency.records import Cell, Record
 from bench.latency.setting import Setting
@@ -20,7 +20,7 @@ def run(setting: Setting, files: int, delays: list[int], seconds: float, rounds:
     for delay in delays:
         setting.set_delay(0)
         setting.ours.begin(files, 1)
-        bare = BareCheckpoints(setting)
+        bare = BareCheckpoints(setting.ours.store, setting.ours.root)
         try:
             setting.set_delay(delay)
             _measure(setting, bare, Cell(files, 1, delay, "layer"), seconds, rounds)

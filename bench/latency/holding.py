@@ -4,7 +4,6 @@ A writer of its own, at real-time priority, writes 4 KiB again and again and not
 one in the time of a checkpoint is the hold, for thinpool's checkpoint and for bare ioctls alike.
 """
 
-import os
 import subprocess
 import sys
 import time
@@ -14,15 +13,11 @@ from pathlib import Path
 
 import attrs
 
-from bench.bare import Bare
-from bench.latency.contender import tool
+from bench.latency.kernel import BARE, BareCheckpoints
 from bench.latency.records import Cell, Record
 from bench.latency.setting import Setting
 from bench.latency.trees import LOAD_FILE
-from thinpool.filesystem.syscalls import syncfs
 
-BARE = "bare ioctls"
-_FIRST_ID = 9_000_000
 _MOST_SECONDS = 150.0
 
 
@@ -35,44 +30,6 @@ class Taken:
     ended: float
 
 
-class BareCheckpoints:
-    """Snapshots of a live layer of a store by suspend, create_snap and resume, the file system synced before.
-
-    Args:
-        setting: with a layer begun.
-    """
-
-    def __init__(self, setting: Setting) -> None:
-        root = setting.ours.root
-        number = os.stat(root).st_dev
-        self._device = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}/dm/name").read_text().strip()
-        table = tool("dmsetup", "table", self._device).split()
-        pool = setting.ours.store.info().pool
-        assert pool is not None
-        self._origin = int(table[4])
-        self._bare = Bare(pool.name, table[3], int(table[1]), "")
-        self._root = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        self._made: list[int] = []
-
-    def take(self) -> None:
-        """Snapshot the layer."""
-        number = _FIRST_ID + len(self._made)
-        syncfs(self._root)
-        self._bare.snapshot(self._device, number, self._origin)
-        self._made.append(number)
-
-    def forget(self) -> None:
-        """Delete the snapshots."""
-        while self._made:
-            self._bare.message(f"delete {self._made.pop()}")
-
-    def close(self) -> None:
-        """Delete the snapshots, and let go of the layer."""
-        self.forget()
-        self._bare.close()
-        os.close(self._root)
-
-
 def run(setting: Setting, files: int, delays: list[int], times: int) -> None:
     """Measure so many holds of each contender, in turn, on disks of each delay; fewer where that takes too long."""
     setting.build(files, everywhere=False)
@@ -80,7 +37,7 @@ def run(setting: Setting, files: int, delays: list[int], times: int) -> None:
         cell = Cell(files, 1, delay)
         setting.set_delay(0)
         setting.ours.begin(cell.files, cell.changes)
-        bare = BareCheckpoints(setting)
+        bare = BareCheckpoints(setting.ours.store, setting.ours.root)
         try:
             setting.set_delay(delay)
             writes, taken = _measure(setting, bare, times)

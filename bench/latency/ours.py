@@ -6,6 +6,7 @@ from pathlib import Path
 
 from bench.latency.contender import Operation, tool
 from bench.latency.disk import SlowDisk
+from bench.latency.kernel import BARE, BareCheckpoints
 from bench.latency.trees import LOAD_FILE, change
 from thinpool import Store
 
@@ -33,6 +34,7 @@ class Thinpool:
         self._other = self._home / "other"
         self._begun: tuple[int, int] | None = None
         self._taken: list[str] = []
+        self._bare: BareCheckpoints | None = None
         for target in (self.root, self._other):
             target.mkdir()
 
@@ -41,6 +43,7 @@ class Thinpool:
         return (
             Operation("commit", lambda: self.store.commit("done", "live"), self._again),
             Operation("checkpoint", lambda: self.store.checkpoint("done", "live"), self._remove),
+            Operation(BARE, lambda: self._floor().take(), self._lift, self._floor),
             Operation("commit + export", self._commit_and_export, self._again),
             Operation("diff", lambda: self.store.changes("live")),
             Operation("command: commit", self._by_command, self._again, self._warm, context=True),
@@ -103,6 +106,17 @@ class Thinpool:
     def _base(self) -> str:
         assert self._begun is not None, "no layer was begun"
         return f"base-{self._begun[0]}"
+
+    def _floor(self) -> BareCheckpoints:
+        """The kernel's own part of a checkpoint, on the layer as it is mounted now."""
+        if self._bare is None:
+            self._bare = BareCheckpoints(self.store, self.root)
+        return self._bare
+
+    def _lift(self) -> None:
+        if self._bare is not None:
+            self._bare.close()
+            self._bare = None
 
     def _commit_and_export(self) -> None:
         self.store.commit("done", "live")
