@@ -45,8 +45,8 @@ def _measure(setting: Setting, bare: BareCheckpoints, cell: Cell, seconds: float
             with writing(setting.disk, setting.ours.root / LOAD_FILE) as load:
                 count = _every_second(checkpoint, seconds)
             undo()
-            fields = ("checkpoints", name, "writes per second", cell, number, load.writes_per_second)
-            setting.journal.add(Record(*fields, unit="1/s"))
+            reached = load.writes_per_second
+            setting.journal.add(Record("checkpoints", name, "writes per second", cell, number, reached, unit="1/s"))
             setting.journal.add(Record("checkpoints", name, "checkpoints", cell, number, count, unit=""))
 
 

@@ -52,7 +52,7 @@ def _once(setting: Setting, cell: Cell, contender: Contender, operation: Operati
     drop_caches()
     operation.warm()
     cut = False
-    with _loaded(setting, cell, contender, number):
+    with _loaded(setting, cell, contender, operation, number):
         begun = time.perf_counter()
         try:
             operation.run()
@@ -64,9 +64,10 @@ def _once(setting: Setting, cell: Cell, contender: Contender, operation: Operati
 
 
 @contextmanager
-def _loaded(setting: Setting, cell: Cell, contender: Contender, number: int) -> Iterator[None]:
+def _loaded(setting: Setting, cell: Cell, contender: Contender, operation: Operation, number: int) -> Iterator[None]:
     with setting.loaded(cell.load, contender) as load:
         yield
     if load is not None:
-        fields = ("load", contender.name, "writes per second", cell, number, load.writes_per_second)
-        setting.journal.add(Record(*fields, unit="1/s"))
+        what = f"writes per second beside {operation.name}"
+        reached = Record("load", contender.name, what, cell, number, load.writes_per_second, unit="1/s")
+        setting.journal.add(reached)
