@@ -57,6 +57,11 @@ class Record:
     unit: str = "s"
     cut: bool = False
 
+    @property
+    def thing(self) -> tuple[str, str, str, Cell]:
+        """What the rounds are rounds of."""
+        return self.part, self.contender, self.operation, self.cell
+
     def to_json(self) -> dict[str, Any]:
         fields: dict[str, Any] = attrs.asdict(self)
         cell: dict[str, Any] = fields.pop("cell")
@@ -115,19 +120,29 @@ class Journal:
 
 
 def read_run(lines: Iterable[str]) -> Run:
-    """Read results back; a line that was cut short by the end of the run is left out."""
+    """Read results back.
+
+    A line that was cut short by the end of the run is left out. What a later run into the same file measured again
+    replaces all that there was of it: rounds of two runs are not compared with each other.
+    """
     machines: list[str] = []
     notes: list[str] = []
-    records: list[Record] = []
+    records: list[tuple[int, Record]] = []
+    latest: dict[tuple[str, str, str, Cell], int] = {}
+    number = 0
     for line in lines:
         if not line.endswith("\n"):
             continue
         fields = json.loads(line)
         if "machine" in fields:
+            number += 1
             if fields["machine"] not in machines:
                 machines.append(fields["machine"])
         elif "note" in fields:
             notes.append(fields["note"])
         else:
-            records.append(Record.from_json(fields))
-    return Run(tuple(machines), tuple(notes), tuple(records))
+            record = Record.from_json(fields)
+            records.append((number, record))
+            latest[record.thing] = number
+    last = tuple(record for run, record in records if latest[record.thing] == run)
+    return Run(tuple(machines), tuple(notes), last)

@@ -49,16 +49,12 @@ def percentile(values: Sequence[float], percent: int) -> float:
 
 
 class Index:
-    """The measurements of a run, found by what they are of.
-
-    Where a thing was measured more than once in a round, as a file was appended to, the last counts.
-    """
+    """The measurements of a run, found by what they are of."""
 
     def __init__(self, run: Run) -> None:
         self._found: dict[tuple[str, str, str, Cell], dict[int, Record]] = {}
         for record in run.records:
-            key = record.part, record.contender, record.operation, record.cell
-            self._found.setdefault(key, {})[record.round] = record
+            self._found.setdefault(record.thing, {})[record.round] = record
 
     def cells(self, part: str) -> list[Cell]:
         """The cells of a part, smallest and fastest first, idle before busy."""

@@ -28,15 +28,25 @@ def test_a_record_comes_back_as_it_was(record: Record) -> None:
 
 def test_a_file_that_was_appended_to_is_one_run(tmp_path: Path) -> None:
     path = tmp_path / "results.jsonl"
-    for number in range(2):
+    for contender in ("thinpool", "tar"):
         with Journal(path, "a machine") as journal:
-            journal.add(Record("commit", "thinpool", "commit", CELL, number, 0.5))
+            journal.add(Record("commit", contender, "commit", CELL, 0, 0.5))
             journal.note("a note")
     with path.open() as file:
         run = read_run(file)
     assert run.machines == ("a machine",)
     assert run.notes == ("a note", "a note")
-    assert [record.round for record in run.records] == [0, 1]
+    assert [record.contender for record in run.records] == ["thinpool", "tar"]
+
+
+def test_what_is_measured_again_replaces_all_rounds_of_it(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    for rounds, value in ((3, 1.0), (2, 2.0)):
+        with Journal(path, "a machine") as journal:
+            for number in range(rounds):
+                journal.add(Record("commit", "thinpool", "commit", CELL, number, value))
+    with path.open() as file:
+        assert [record.value for record in read_run(file).records] == [2.0, 2.0]
 
 
 def test_every_record_is_in_the_file_before_the_next_is_measured(tmp_path: Path) -> None:

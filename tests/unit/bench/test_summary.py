@@ -37,11 +37,6 @@ def test_rounds_that_only_one_has_are_not_compared() -> None:
     assert ratios({0: 8.0, 1: 6.0, 3: 1.0}, {1: 2.0, 0: 4.0, 2: 1.0}) == [2.0, 3.0]
 
 
-def test_what_was_measured_again_counts_once() -> None:
-    run = Run((), (), (*records("commit", THINPOOL, "commit", [1.0]), *records("commit", THINPOOL, "commit", [2.0])))
-    assert Index(run).rounds("commit", THINPOOL, "commit", CELL) == {0: 2.0}
-
-
 def test_a_figure_says_when_it_is_only_a_bound() -> None:
     whole = Record("commit", "by hand", "tar", CELL, 0, 1.0)
     cut = Record("commit", "by hand", "tar", CELL, 1, 30.0, cut=True)
