@@ -32,9 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--loads", type=_names(LOADS), default=LOADS, help=f"of {','.join(LOADS)} (default: all)")
     add("--product", action="store_true", help="all combinations, not only the lines through the first of each")
     add("--rounds", type=int, default=5, help="how often each thing is measured (default: 5)")
-    add("--limit", type=float, default=30.0, help="seconds for all rounds of one thing (default: 30)")
-    add("--holds", type=int, default=200, help="holds of each contender and delay (default: 200)")
-    add("--seconds", type=float, default=20.0, help="of a checkpoint every second, three times (default: 20)")
+    add("--limit", type=float, default=10.0, help="seconds for all rounds of one thing (default: 10)")
+    add("--holds", type=int, default=100, help="holds of each contender and delay (default: 100)")
+    add("--seconds", type=float, default=10.0, help="of a checkpoint every second, three times (default: 10)")
     add("--layers", type=int, default=500, help="layers whose usage is asked for (default: 500)")
     add(
         "--diffs",

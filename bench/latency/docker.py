@@ -65,7 +65,7 @@ class Docker:
     def operations(self) -> Sequence[Operation]:
         return (
             Operation("commit", self._commit, self._remove_image),
-            Operation("diff", lambda: self._ask("GET", f"/containers/{self._container}/changes")),
+            Operation("diff", lambda: self._ask("GET", f"/containers/{self._container}/changes"), context=True),
         )
 
     @property

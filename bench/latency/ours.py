@@ -45,7 +45,7 @@ class Thinpool:
             Operation("checkpoint", lambda: self.store.checkpoint("done", "live"), self._remove),
             Operation(BARE, lambda: self._floor().take(), self._lift, self._floor),
             Operation("commit + export", self._commit_and_export, self._again),
-            Operation("diff", lambda: self.store.changes("live")),
+            Operation("diff", lambda: self.store.changes("live"), context=True),
             Operation("command: commit", self._by_command, self._again, self._warm, context=True),
             Operation(
                 "prepare",

@@ -17,6 +17,7 @@ from bench.latency.records import Cell, Journal, Record
 from bench.latency.trees import LOAD_FILE, write_archive
 
 CONTENDERS = ("thinpool", "docker-devicemapper", "containerd", "byhand", "docker-overlay2", "docker-btrfs")
+_LEAST_CUT_SECONDS = 60.0
 
 
 @attrs.frozen
@@ -103,5 +104,5 @@ def _contender(name: str, disk: SlowDisk, run: Path, limit: float) -> Contender:
     if name == "containerd":
         return Containerd(disk, run)
     if name == "byhand":
-        return ByHand(disk, limit)
+        return ByHand(disk, max(limit, _LEAST_CUT_SECONDS))
     return Docker(disk, name.removeprefix("docker-"), run)

@@ -24,8 +24,10 @@ def run(setting: Setting, layers: int, delays: list[int]) -> None:
     with _chain(setting, layers) as bare:
         for delay in delays:
             setting.set_delay(delay)
+            begun = time.monotonic()
             for number in range(setting.rounds):
-                _once(setting, bare, Cell(layers, 1, delay), number)
+                if number == 0 or time.monotonic() < begun + 2 * setting.limit:
+                    _once(setting, bare, Cell(layers, 1, delay), number)
             print(f"usage: {delay} ms: {layers} layers", flush=True)
         setting.disk.set_delay(0)
 
