@@ -94,7 +94,7 @@ def describe() -> str:
     with open("/proc/meminfo", encoding="ascii") as file:
         kib = int(file.readline().split()[1])
     lab = {"uml": "the UML lab", "qemu": "the QEMU lab"}.get(os.environ.get("LAB_KERNEL", ""), "no lab")
-    return f"{machine()}, {kib >> 10} MiB of memory, {platform.machine()}, {lab}"
+    return f"{machine()}, {round(kib / (1 << 20))} GiB of memory, {platform.machine()}, {lab}"
 
 
 def _commit(setting: Setting, options: argparse.Namespace) -> None:

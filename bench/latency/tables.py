@@ -67,7 +67,8 @@ def _cell(index: Index, part: str, cell: Cell) -> Table:
             values = figure.sample.seconds
             tail = ", ".join(f"p{p} {percentile(values, p) * 1e3:.2f} ms" for p in (50, 90, 99, 100))
         rows.append((contender, operation, str(figure), str(len(figure.sample.seconds)), times or tail))
-    return Table(f"{part}: {cell}", ("who", "what", "median (quartiles)", "n", "against thinpool"), rows)
+    where = f"{cell.files:,} layers, {cell.delay} ms" if part == "usage" else str(cell)
+    return Table(f"{part}: {where}", ("who", "what", "median (quartiles)", "n", "against thinpool"), rows)
 
 
 def _times(index: Index, part: str, thing: tuple[str, str], cell: Cell) -> str:
