@@ -93,6 +93,18 @@ def test_an_empty_module_tree_fails(lab: Lab, tmp_path: Path) -> None:
     assert "no kernel modules in" in done.stderr
 
 
+def test_a_kernel_of_ones_own(lab: Lab, tmp_path: Path) -> None:
+    _copy_of_modules(tmp_path)
+    image, modules = "/usr/bin/linux.uml", str(tmp_path)
+    done = lab.run("--", "true", THINPOOL_LAB_UML=image, THINPOOL_LAB_MODULES=modules)
+    assert (done.returncode, done.stderr) == (0, "")
+    for done in (
+        lab.run("--", "true", THINPOOL_LAB_UML=f"{modules}/none", THINPOOL_LAB_MODULES=modules),
+        lab.run("--", "true", THINPOOL_LAB_UML=image),
+    ):
+        assert (done.returncode, "THINPOOL_LAB_UML" in done.stderr) == (2, True)
+
+
 def test_a_module_that_cannot_be_inserted_fails_the_boot_and_shows_the_console(lab: Lab, tmp_path: Path) -> None:
     tree = _copy_of_modules(tmp_path)
     (tree / "kernel/drivers/md/dm-mod.ko").write_bytes(b"no module")

@@ -89,6 +89,8 @@ def find_kernel(name: str, cpus: int, cache: Path) -> Kernel:
         if cpus != 1:
             raise UsageError(f"--cpus {cpus}: the uml kernel has one processor; --kernel qemu has as many as wanted")
         packages.install(["uml"], cache)
+        if own := os.environ.get("THINPOOL_LAB_UML"):
+            return _own_kernel(Path(own), os.environ.get("THINPOOL_LAB_MODULES"))
         kernel = Kernel(name, Path("/usr/bin/linux.uml"), _only_folder(Path("/usr/lib/uml/modules")))
     else:
         packages.install(["qemu"], cache)
@@ -102,6 +104,15 @@ def find_kernel(name: str, cpus: int, cache: Path) -> Kernel:
     if instead := os.environ.get("THINPOOL_LAB_MODULES"):
         return Kernel(name, kernel.image, Path(instead, kernel.release), kernel.boot_modules, kernel.boot_limit)
     return kernel
+
+
+def _own_kernel(image: Path, modules: str | None) -> Kernel:
+    """A User Mode Linux that was built by hand, whose release is the name of the one folder that the modules are in."""
+    if not image.is_file():
+        raise UsageError(f"THINPOOL_LAB_UML={image}: there is no such file")
+    if not modules:
+        raise UsageError("THINPOOL_LAB_UML needs THINPOOL_LAB_MODULES, the folder with the modules of that kernel")
+    return Kernel("uml", image, _only_folder(Path(modules)))
 
 
 def _memory_folder(machine: Machine) -> Path:
