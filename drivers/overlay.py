@@ -7,7 +7,7 @@ their names are short. Up to 255 bytes of them are one string for fsconfig(2), a
 beginning. More go in one by one (`lowerdir+`, since Linux 6.8). Where the kernel does not know that, up to 500 of them
 (OVL_MAX_STACK, fs/overlayfs/params.h) fit the page of options that mount(2) takes: the mount is made in a mount
 namespace of the thread's own, and taken out as a detached one by open_tree(2). Whenever the process dies, nothing is
-left. The way by `lowerdir+` was never seen working, as the kernels that thinpool was tested with are older.
+left.
 
 **What is set.** `redirect_dir=nofollow`: a renamed directory is copied, so that each upper tells all that is in it, and
 nothing that an upper might say leads elsewhere. `metacopy=off`: data is where its name is. `index=off`: hard links are
@@ -114,6 +114,8 @@ class Overlay:
             if error.errno == errno.EBUSY:
                 return True
             if error.errno in {errno.ENOENT, errno.ENOTDIR}:  # half made
+                return False
+            if error.errno in {errno.ENOSPC, errno.EDQUOT}:  # it was free, and what is made next found no room
                 return False
             if error.errno == errno.EINVAL:  # free, and left by a volatile mount
                 _clean(directory, name)
