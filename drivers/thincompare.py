@@ -47,6 +47,9 @@ from thinpool.pool.volume import DataDevice, ThinVolume
 
 __all__ = ["compared"]
 
+_ATTEMPTS = 8
+"""To read the books while others change them; each is a few reads, and what comes after holds others up."""
+
 Alone = Callable[[], AbstractContextManager[object]]
 
 
@@ -127,7 +130,7 @@ class _Devices:
             self._books_bytes += books.counters.bytes
             return found
 
-        attempts = 0 if _may_lag(self._pool.options.mountopt) else 3
+        attempts = 0 if _may_lag(self._pool.options.mountopt) else _ATTEMPTS
         self._thins.update(read_books(self._metadata, work, pinned=self._pinned, attempts=attempts))
 
     @contextmanager

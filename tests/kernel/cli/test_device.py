@@ -15,7 +15,14 @@ pytestmark = pytest.mark.kernel
 
 DATA_SECTORS = 20971520
 THIN_SECTORS = 2097152
-MKFS = ("mkfs.ext4", "-q", "-E", "nodiscard", "-U", "12345678-1234-1234-1234-123456789abc")
+MKFS = (
+    "mkfs.ext4",
+    "-q",
+    "-E",
+    "nodiscard,lazy_itable_init=0,lazy_journal_init=0",
+    "-U",
+    "12345678-1234-1234-1234-123456789abc",
+)
 
 
 def sh(*command: str, stdin: str | None = None) -> str:

@@ -5,10 +5,9 @@ from collections.abc import Iterator
 import pytest
 
 from tests.kernel.conformance.drivers import DRIVERS, Driver, opened
-from tests.kernel.conformance.layers import clear
+from tests.kernel.conformance.layers import clear, end_guard
 from tests.kernel.conftest import LeakCheck, Resources
 from thinpool import Store
-from thinpool.drivers.devicemapper import Devicemapper
 
 _FOUND = pytest.StashKey[dict[str, bool]]()
 
@@ -60,8 +59,7 @@ def store(shared_store: Store) -> Iterator[Store]:
     """An empty store; what a test leaves in it is taken away, and nothing else may be left."""
     yield shared_store
     clear(shared_store)
-    if isinstance(driver := shared_store._session.driver, Devicemapper):
-        driver._thins.close()  # its guard stays for as long as the store is open
+    end_guard(shared_store)
 
 
 @pytest.fixture

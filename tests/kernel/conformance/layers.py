@@ -13,6 +13,7 @@ import attrs
 from tests.kernel.layer.trees import Entry, Tree, survey
 from thinpool import Layer, Store
 from thinpool.drivers.base import Comparing, Tracking
+from thinpool.drivers.devicemapper import Devicemapper
 from thinpool.filesystem.mounts import mount_table
 from thinpool.model import Change
 
@@ -105,6 +106,12 @@ class Everything:
     def of(cls, store: Store) -> "Everything":
         state = store._session.state
         return cls(tuple(store.walk()), store.mounted(), len(state.unfinished()), os.listdir(store.root / "mnt"))
+
+
+def end_guard(store: Store) -> None:
+    """End the process that stays beside a store for as long as it is open, once a layer in use was copied."""
+    if isinstance(driver := store._session.driver, Devicemapper):
+        driver._thins.close()
 
 
 def clear(store: Store) -> None:

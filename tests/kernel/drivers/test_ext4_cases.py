@@ -12,13 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernel.conformance.layers import exported, look, told
+from tests.kernel.conformance.layers import end_guard, exported, look, told
 from tests.kernel.drivers.engine import MAKES, store_of
 from tests.kernel.layer.trees import CAPABILITY, Tree, expected_changes, survey
 from thinpool import Store
 from thinpool.drivers import thincompare
 from thinpool.drivers.base import Unsure
 from thinpool.filesystem.ext4.changed import changed_inodes
+from thinpool.model import Changes
 
 pytestmark = pytest.mark.kernel
 
@@ -252,6 +253,7 @@ def store(shared: Store) -> Iterator[Store]:
         for name in set(left).difference(left.values()):
             shared.remove(name)
             del left[name]
+    end_guard(shared)
     folder = manifests(shared)
     assert not folder.exists() or [path.name for path in folder.iterdir()] in ([], [base_of(shared)])
 
@@ -461,18 +463,19 @@ def test_export_holds_the_same_as_by_the_walk(store: Store, monkeypatch: pytest.
 
 
 def test_several_at_once_while_others_work(store: Store) -> None:
-    """Nobody waits for a comparison, and none is disturbed; also while a metadata snapshot is held by somebody else."""
+    """Nobody waits for a comparison, and none is disturbed; also while a metadata snapshot is held by somebody else.
+
+    One that finds the books in motion each time that it looks is a walk then.
+    """
     make(store, "base", None, all_of(0))
     make(store, "child", "base", all_of(1))
     expected = told(store.changes("child", method="walk"))
     pool = f"{store._session.driver._pool.name}"  # type: ignore[attr-defined]
     subprocess.run(["dmsetup", "message", pool, "0", "reserve_metadata_snap"], check=True)
-    found: list[object] = []
+    found: list[Changes] = []
 
     def compare() -> None:
-        for _ in range(3):
-            changes = store.changes("child")
-            found.append(told(changes) if changes.method == "fast" else changes.reason)
+        found.extend(store.changes("child") for _ in range(3))
 
     try:
         threads = [threading.Thread(target=compare) for _ in range(3)]
@@ -485,7 +488,9 @@ def test_several_at_once_while_others_work(store: Store) -> None:
             thread.join()
     finally:
         subprocess.run(["dmsetup", "message", pool, "0", "release_metadata_snap"], check=True)
-    assert found == [expected] * 9
+    assert [told(changes) for changes in found] == [expected] * 9
+    assert "fast" in {changes.method for changes in found}
+    assert all("snapshot" in str(changes.reason) for changes in found if changes.method == "walk")
 
 
 def close_two(root: Path) -> None:
