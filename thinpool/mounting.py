@@ -387,7 +387,8 @@ def _take_off(session: Session, handle: int, target: Path) -> None:
     """Unmount a layer with its volumes, or neither."""
     record = session.state.by_handle(handle)
     if record is not None and record.kind is Kind.ACTIVE and isinstance(session.driver, Joining):
-        session.driver.join(handle, None)
+        with suppress(LayerInUse):  # hidden by another mount: that must not keep anybody from unmounting
+            session.driver.join(handle, None)
     inside = () if record is None else record.volumes
     if not inside or _topmost(session, target) != handle:
         mounts.unmount(target)
