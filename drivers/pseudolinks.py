@@ -13,7 +13,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import suppress
 
-from thinpool.layer.tree import DIRECTORY, Descent
+from thinpool.layer.tree import DIRECTORY, go_over
 from thinpool.layer.whiteouts import BOOKKEEPING
 
 FOLDER = BOOKKEEPING + b"plnk"
@@ -34,17 +34,7 @@ def pending(upper: int) -> frozenset[int]:
 
 def join(root: int, numbers: frozenset[int]) -> None:
     """Touch every name of some inodes, found by going over all names of the mount; nothing else of them changes."""
-    with Descent(root) as descent:
-        stack = [_touch(descent.fd, numbers)]
-        while stack:
-            name = next(stack[-1], None)
-            if name is not None:
-                descent.enter(name)
-                stack.append(_touch(descent.fd, numbers))
-                continue
-            stack.pop()
-            if stack:
-                descent.leave()
+    go_over(root, lambda fd: _touch(fd, numbers))
 
 
 def forget(upper: int) -> None:

@@ -12,7 +12,7 @@ from contextlib import suppress
 
 from thinpool.layer import xattrs
 from thinpool.layer.tarformat import NANOSECONDS
-from thinpool.layer.tree import Descent
+from thinpool.layer.tree import go_over
 
 _TIME = f"{xattrs.OWN}mtime"
 _REMOVED = f"{xattrs.OWN}removed"
@@ -50,18 +50,8 @@ class Writer:
 
 def settle(root: int) -> None:
     """Do what is noted in a tree, and remove the notes; it can be called again where it was cut short."""
-    with Descent(root) as descent:
-        _settle(descent.fd, b".")
-        stack = [_settle_entries(descent.fd)]
-        while stack:
-            name = next(stack[-1], None)
-            if name is not None:
-                descent.enter(name)
-                stack.append(_settle_entries(descent.fd))
-                continue
-            stack.pop()
-            if stack:
-                descent.leave()
+    _settle(root, b".")
+    go_over(root, _settle_entries)
 
 
 def _settle_entries(fd: int) -> Iterator[bytes]:

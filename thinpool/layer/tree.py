@@ -1,7 +1,7 @@
 """Moving about in a directory tree by file descriptors: no path is put together, no symbolic link followed."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -87,3 +87,27 @@ class Descent:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def go_over(root: int, look: Callable[[int], Iterator[bytes | str]]) -> None:
+    """Look into every directory of a tree, each before those in it.
+
+    Args:
+        root: the tree's root directory, as for `Descent`.
+        look: gets an open directory; gives the names of the directories in it to go on with.
+
+    Raises:
+        OSError: a directory cannot be opened.
+        TreeError: one was moved meanwhile.
+    """
+    with Descent(root) as descent:
+        stack = [look(descent.fd)]
+        while stack:
+            name = next(stack[-1], None)
+            if name is not None:
+                descent.enter(name)
+                stack.append(look(descent.fd))
+                continue
+            stack.pop()
+            if stack:
+                descent.leave()
