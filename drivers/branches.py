@@ -29,6 +29,7 @@ from pathlib import Path
 
 import attrs
 
+from thinpool.crashpoints import point
 from thinpool.drivers import uppers
 from thinpool.drivers.marks import Marks
 from thinpool.errors import LayerInUse, MountError
@@ -158,6 +159,7 @@ class Branches:
     def create(self, handle: int, parent: int | None) -> None:
         """Make an empty upper, whose root directory is like the parent's; durable when it returns."""
         self.delete(handle)
+        point("branch-make")
         above = None if parent is None else name_of(parent)
         if above is not None:
             self._press(above)
@@ -187,6 +189,7 @@ class Branches:
             try:
                 with self.opened(name) as target:
                     self._copy([origin], target, name)
+                point("branch-copied")
                 with self.opened(origin) as source:
                     uppers.check_still(source, since)
             except (uppers.Moved, FileNotFoundError, NotADirectoryError):
@@ -211,22 +214,29 @@ class Branches:
             (self.contents, name),
         ):
             there = _remove(fd, entry) or there
+            point("branch-part-removed")
         if there:
             os.fsync(self.contents)
+        point("branch-removed")
         for link in (f"{name}+", name):
             with suppress(FileNotFoundError):
                 os.unlink(link, dir_fd=self._parents)
+                point("branch-unlinked")
                 there = True
         return there
 
     def _begin(self, handle: int, parent: str | None) -> None:
         name = name_of(handle)
         os.symlink(parent or _NOTHING, name, dir_fd=self._parents)
+        point("branch-linked")
         os.mkdir(name, 0o700, dir_fd=self.contents)
+        point("branch-made")
 
     def _keep(self) -> None:
+        point("branch-keep")
         os.fsync(self._parents)
         os.fsync(self.contents)
+        point("branch-kept")
 
     def _press(self, name: str) -> None:
         """See to it that a child of a layer has no more below it than a mount can take."""
@@ -243,8 +253,11 @@ class Branches:
             self._copy([source for source, _ in reversed(together)], target, name)
             self._prune(target, [lower for lower, _ in below[len(together) :]])
         syncfs(self.contents)
+        point("press-synced")
         os.rename(f"{name}/u", directory, src_dir_fd=self._moment, dst_dir_fd=self.contents)
+        point("press-placed")
         os.symlink(after or _NOTHING, directory, dir_fd=self._parents)
+        point("press-linked")
         _remove(self._moment, name)
 
     def _prune(self, upper: int, below: Sequence[str]) -> None:

@@ -23,6 +23,7 @@ from thinpool.btrfs.held import exclusive, held_since, totals
 from thinpool.btrfs.options import BtrfsOptions
 from thinpool.btrfs.probe import reason_against
 from thinpool.btrfs.tree import Tree
+from thinpool.crashpoints import point
 from thinpool.drivers.base import Context, DriverStatus, Records, Storage, Unsure
 from thinpool.drivers.reserve import Reserve
 from thinpool.errors import ConfigError, LayerInUse, MountError, PoolFailed, PoolFull, TreeError
@@ -61,6 +62,7 @@ class BtrfsType:
             for directory in (context.directory, context.directory / _PASSING):
                 with suppress(FileExistsError):
                     os.mkdir(directory, 0o700)
+                    point("subvolumes-directory-made")
                     undo.callback(os.rmdir, directory)
             with suppress(OSError):  # there is none, as a rule; layers would inherit it
                 os.removexattr(context.directory, _ACL_DEFAULT)
@@ -169,6 +171,7 @@ class Btrfs:
         """Set the read-only flag."""
         with self._opened(handle) as fd:
             ioctl.set_read_only(fd, read_only=True)
+        point("subvolume-sealed")
 
     def delete(self, handle: int) -> bool:
         """Destroy a subvolume, and first those that somebody made in it."""
@@ -180,7 +183,9 @@ class Btrfs:
                 raise LayerInUse(f"the layer is mounted on {entry.target}")
             with _explained("delete a subvolume"):
                 nests.destroy_below(fd)
+                point("subvolume-destroy")
                 ioctl.destroy_subvolume(self._fd, str(handle))
+                point("subvolume-destroyed")
         return True
 
     def attach(self, storage: Storage, *, read_only: bool) -> int:
@@ -312,6 +317,7 @@ class Btrfs:
             fcntl.flock(place, fcntl.LOCK_SH)
             with _explained("make a snapshot"):
                 ioctl.create_snapshot(place, name, source, read_only=True)
+            point("passing-made")
             try:
                 fd = os.open(name, _OPEN, dir_fd=place)
                 try:
@@ -320,6 +326,7 @@ class Btrfs:
                     os.close(fd)
             finally:
                 ioctl.destroy_subvolume(place, name)
+            point("passing-destroyed")
         finally:
             os.close(place)
 
@@ -341,6 +348,7 @@ class Btrfs:
             fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
             for name in os.listdir(place):
                 ioctl.destroy_subvolume(place, name)
+                point("passing-dropped")
         except BlockingIOError:
             pass  # somebody alive has one; the rest goes the next time
         finally:
@@ -407,7 +415,9 @@ class Btrfs:
         if self._exists(handle):
             self.delete(handle)
         with _explained("make a subvolume"):
+            point("subvolume-make")
             yield str(handle)
+            point("subvolume-made")
 
     def _set_mode(self, handle: int) -> None:
         """Undo what the process's umask did to the mode of a new subvolume."""

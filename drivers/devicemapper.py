@@ -14,6 +14,7 @@ from typing import Self, TypeVar
 
 import attrs
 
+from thinpool.crashpoints import point
 from thinpool.dm import Control
 from thinpool.dm.device import device_path
 from thinpool.drivers.base import INTENT, Ancestor, Compared, Context, DriverStatus, HandleTaken, Storage, Unsure
@@ -80,6 +81,7 @@ class DevicemapperType:
                 with Control() as control:
                     options = attrs.evolve(options, thinpooldev=foreign.resolve(control, options.thinpooldev))
             context.directory.mkdir(mode=0o700, exist_ok=True)
+            point("driver-directory-made")
             undo.callback(_remove_files, context.directory)
             driver = undo.enter_context(Devicemapper(context, options, None, created=True))
             undo.callback(driver.down)
@@ -235,6 +237,7 @@ class Devicemapper:
         grown = Storage(handle, size // _PAGE * _PAGE, immutable=False)
         with self._tree(grown) as root:
             self._file_system.grow(root, grown.size)
+            point("file-system-grown")
         self._thins.deactivate(handle)
         return grown.size
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from thinpool.crashpoints import point
 from thinpool.units import MIB
 
 _NAME = "reserve"
@@ -31,6 +32,7 @@ class Reserve:
             try:
                 if os.fstat(fd).st_size < _BYTES:
                     os.posix_fallocate(fd, 0, _BYTES)
+                    point("reserve-taken")
             finally:
                 os.close(fd)
 

@@ -15,6 +15,7 @@ from typing import Protocol
 
 import attrs
 
+from thinpool.crashpoints import point
 from thinpool.drivers import branches as layout
 from thinpool.drivers import differing
 from thinpool.drivers.base import Context, DriverStatus, Storage, Unsure
@@ -154,6 +155,7 @@ class StackDriver:
         fresh = self._directory / f"{_BOOT}.{os.getpid()}"
         fresh.unlink(missing_ok=True)
         os.symlink(boot, fresh)
+        point("boot-noted")
         os.rename(fresh, self._directory / _BOOT)
         return True
 
@@ -182,6 +184,7 @@ class StackDriver:
         if wanted:
             with self._branches.opened(name_of(handle)) as fd:
                 self._quota.limit(handle, fd, wanted)
+            point("quota-set")
         return wanted
 
     def snapshot(self, handle: int, active: Storage) -> None:
@@ -278,6 +281,7 @@ class StackDriver:
             with suppress(FileNotFoundError):
                 removal.remove(self._branches.work, os.fsencode(f"{work.name}/{name}"))
             (work / name).mkdir(mode=0o700)
+            point("work-made")
         if self._options.volatile:
             with suppress(FileExistsError):
                 os.symlink(_boot(), work / _VOLATILE)
@@ -288,6 +292,7 @@ class StackDriver:
     def _forget_work(self, handle: int) -> None:
         with suppress(FileNotFoundError):
             removal.remove(self._branches.work, os.fsencode(name_of(handle)))
+        point("work-removed")
 
     def _refuse_lost(self, handle: int) -> None:
         """Raise MountError where a volatile layer was in use when the machine stopped: anything of it may be lost."""

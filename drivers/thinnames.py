@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import attrs
 
+from thinpool.crashpoints import point
+
 if TYPE_CHECKING:
     from thinpool.filesystem.ext4.manifest import Manifest
 
@@ -50,10 +52,13 @@ class ManifestFolder:
         with suppress(OSError):
             self.path.mkdir(mode=0o700, exist_ok=True)
             fd, part = tempfile.mkstemp(prefix=PART, dir=self.path)
+            point("manifest-begun")
             try:
                 with open(fd, "wb") as file:
                     file.write(data)
+                point("manifest-written")
                 os.rename(part, self.path / str(handle))
+                point("manifest-kept")
             except BaseException:
                 with suppress(FileNotFoundError):
                     os.unlink(part)
@@ -62,6 +67,7 @@ class ManifestFolder:
     def forget(self, handle: int) -> None:
         """Remove the manifest of a layer that goes."""
         self._unlink(str(handle))
+        point("manifest-dropped")
 
     def clear(self, *, parts_only: bool = False) -> None:
         """Remove all files, or those that a process left that died while it wrote."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import attrs
 
+from thinpool.crashpoints import point
 from thinpool.drivers.base import Context
 from thinpool.drivers.branches import CONTENTS, WORK, Branches
 from thinpool.drivers.stacking import Stack, StackDriver, Union
@@ -66,6 +67,7 @@ class UnionType:
         with ExitStack() as undo:
             undo.callback(_discard, context.directory)
             Branches.make(context.directory)
+            point("branches-made")
             driver = self._opened(context, options)
             undo.pop_all()
         return driver

@@ -16,6 +16,7 @@ from typing import IO, Self
 import attrs
 
 from thinpool import recovery
+from thinpool.crashpoints import point
 from thinpool.drivers.base import Noting, Sealing
 from thinpool.errors import LayerInUse, LayerNotFound, PoolFailed, PoolFull
 from thinpool.filesystem.syscalls import syncfs
@@ -77,7 +78,9 @@ class Filling:
                 noting=isinstance(driver, Noting),
                 progress=how.progress,
             )
+            point("archive-unpacked")
             syncfs(root)
+            point("archive-synced")
         self._session.release_wholly(record)
         if isinstance(driver, Noting):
             driver.carry_out_notes(record.handle)

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from thinpool.crashpoints import point
 from thinpool.errors import PoolFull, ThinPoolError
 
 LAYER_BASE = 1 << 12
@@ -127,11 +128,15 @@ class WriterMark:
     def begin(self) -> None:
         """Say that storage and records may disagree from here on."""
         self.begun = True
+        point("mark-begin")
         self._write(_AT_WORK)
+        point("mark-begun")
 
     def end(self) -> None:
         """Say that storage and records agree."""
+        point("mark-end")
         self._write(_AT_REST)
+        point("mark-ended")
 
     def _write(self, mark: bytes) -> None:
         try:

@@ -14,6 +14,7 @@ from typing import Self
 import attrs
 
 from thinpool import volumes
+from thinpool.crashpoints import point
 from thinpool.drivers.base import BlockDevices, Joining, Looking, Storage
 from thinpool.errors import DriverUnsupported, LayerInUse, LayerNotFound, MountError
 from thinpool.filesystem import mounts
@@ -227,7 +228,9 @@ def mount(
                 _refuse_other_volumes(name, made, inside)
                 return Mount(name, made, lambda: None)
             with attached(session, record, read_only=read_only) as fd, with_volumes(session, fd, inside) as whole:
+                point("mount-attach")
                 mounts.attach(whole, directory, made)
+                point("mount-attached")
         except BaseException:
             if target is None:
                 os.rmdir(made)
@@ -357,6 +360,7 @@ def open_device(session: Session, name: str) -> BlockDevice:
     session.ready()
     with session.locked(name) as record:
         path, fd = driver.open_device(storage(record))
+        point("device-opened")
     held = [fd]
 
     def end() -> None:
@@ -390,11 +394,13 @@ def _take_off(session: Session, handle: int, target: Path) -> None:
         with suppress(LayerInUse):  # hidden by another mount: that must not keep anybody from unmounting
             session.driver.join(handle, None)
     inside = () if record is None else record.volumes
+    point("mount-take-off")
     if not inside or _topmost(session, target) != handle:
         mounts.unmount(target)
-        return
-    with volumes.taken_out(target, inside):
-        mounts.unmount(target)
+    else:
+        with volumes.taken_out(target, inside):
+            mounts.unmount(target)
+    point("mount-taken-off")
 
 
 def _private_directory(parent: Path, handle: int) -> Path:
@@ -402,6 +408,7 @@ def _private_directory(parent: Path, handle: int) -> Path:
         target = parent / f"{handle}-{os.urandom(4).hex()}"
         with suppress(FileExistsError):
             os.mkdir(target, 0o700)
+            point("mount-directory-made")
             return target
 
 
@@ -409,3 +416,4 @@ def _drop_private(session: Session, target: Path) -> None:
     if target.parent == session.root.mounts:
         with suppress(FileNotFoundError):
             os.rmdir(target)
+        point("mount-directory-dropped")

@@ -9,6 +9,7 @@ from pathlib import Path
 import attrs
 
 from thinpool import recovery
+from thinpool.crashpoints import point
 from thinpool.drivers import selection
 from thinpool.drivers.base import Context, Driver
 from thinpool.errors import ConfigError, NotPermitted, StoreNotFound
@@ -39,6 +40,7 @@ def open_store(path: Path, driver: str | None, options: Mapping[str, str], *, cr
         StoreNotFound: there is none, and `create` is false.
         ConfigError, DriverUnsupported, DeviceUnsafe, NotPermitted: see `thinpool.Store.open`.
     """
+    point.begin(os.environ)
     root = resolve(path)
     if os.geteuid() != 0:
         raise NotPermitted("thinpool needs root: it mounts file systems and controls devices", hint="run as root")
@@ -86,7 +88,9 @@ def _make(root: Root, name: str, options: Mapping[str, str]) -> Opened:
         if not begun:
             undo.callback(root.abandon)
         os.makedirs(root.mounts, mode=0o700, exist_ok=True)
+        point("mounts-directory-made")
         state = State(root.database)
+        point("records-file-made")
         undo.callback(state.close)
         if not state.exists:
             state.create({_DRIVER: name})

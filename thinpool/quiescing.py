@@ -16,6 +16,7 @@ from typing import Literal
 
 import attrs
 
+from thinpool.crashpoints import point
 from thinpool.errors import ConfigError, HookFailed, ThinPoolError
 from thinpool.guard import Guard, Order
 from thinpool.pool.holding import HOLD_SECONDS
@@ -63,12 +64,14 @@ class Quiesce:
         with Guard() as guard, nullcontext() if callable(self.hook) else guard.over(self._order(self.hook)):
             try:
                 self._call("freeze")
+                point("hook-frozen")
                 yield
             except BaseException:
                 with suppress(ThinPoolError):  # the first error is the one to tell
                     self._call("thaw")
                 raise
             self._call("thaw")
+            point("hook-thawed")
 
     def _order(self, command: Sequence[str]) -> Order:
         return Order(2 * self.seconds + HOLD_SECONDS + _LATE_SECONDS, command=(*command, "thaw"))

@@ -8,6 +8,7 @@ left in the kernel. `mend` ends all of them and may itself be killed at any poin
 import os
 from contextlib import suppress
 
+from thinpool.crashpoints import point
 from thinpool.drivers.base import INTENT, Driver
 from thinpool.errors import LayerInUse
 from thinpool.locks import LockFile
@@ -17,10 +18,12 @@ from thinpool.state import LayerRecord, State
 def mend(state: State, driver: Driver, locks: LockFile) -> None:
     """End what is half done; the caller holds the writer lock."""
     driver.mend()
+    point("kernel-mended")
     _delete_unnamed(state, driver)
     for record in state.unfinished():
         if record.phase == "filling":
             _doom_dead_import(state, locks, record)
+    point("imports-doomed")
     for record in state.unfinished():
         if record.phase == "doomed":
             sweep(state, driver, locks, record)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import attrs
 
+from thinpool.crashpoints import point
 from thinpool.errors import ConfigError, NotPermitted
 
 DEFAULT = Path("/var/lib/thinpool")
@@ -55,6 +56,7 @@ class Root:
         """
         try:
             os.makedirs(self.path, mode=0o711, exist_ok=True)
+            point("root-made")
             strange = sorted(set(os.listdir(self.path)) - self._own_names(drivers) - _FRESH)
         except FileExistsError as error:
             raise ConfigError(f"root {self.path} is not a directory") from error
@@ -72,6 +74,7 @@ class Root:
             os.close(os.open(self.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
         except OSError as error:
             raise _refused(self.path, error) from error
+        point("root-claimed")
 
     def abandon(self) -> None:
         """Take away what `claim` and the making of records left, when making a store failed; the caller has the lock.

@@ -24,6 +24,7 @@ from typing import Any, Literal
 import attrs
 
 from thinpool.btrfs.ioctl import is_btrfs
+from thinpool.crashpoints import point
 from thinpool.errors import LayerExists, PoolFull, StateError, ThinPoolError
 from thinpool.model import Kind, Layer, Volume
 
@@ -229,7 +230,9 @@ class State:
             for key, value in values.items():
                 _put(database, key, value)
             if inside:
+                point("handles-reserve")
                 database.execute("COMMIT")
+                point("handles-reserved")
                 database.execute("BEGIN IMMEDIATE")
 
     # -- handles
@@ -430,7 +433,9 @@ class State:
                 if gone:
                     database.executemany("DELETE FROM layers WHERE handle = ?", [(handle,) for handle in self._gone])
                 yield database
+                point("records-write")
                 database.execute("COMMIT")
+                point("records-written")
                 del self._gone[:gone]
             except BaseException:
                 with suppress(sqlite3.Error):

@@ -13,6 +13,7 @@ from typing import Self
 
 import attrs
 
+from thinpool.crashpoints import point
 from thinpool.errors import MountError
 from thinpool.filesystem import mounts, syscalls
 from thinpool.filesystem.threads import apart, own_mounts
@@ -141,6 +142,7 @@ class _Targets:
                 flags = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
                 os.close(os.open(name, flags, 0o644, dir_fd=above))
                 self._undo.callback(_remove, os.unlink, name, above)
+            point("volume-target-made")
         except FileExistsError as error:
             raise MountError(f"volume target {volume.target}: a symbolic link on the way leads nowhere") from error
         except OSError as error:
@@ -189,6 +191,7 @@ def taken_out(target: Path, volumes: Sequence[Volume]) -> Iterator[None]:
             kept.append(_Kept(copy, place, len(_mounts_at(place))))
             for below in reversed(_mounts_at(place)):
                 mounts.unmount(below)
+                point("volume-taken-off")
         yield
     except BaseException:
         for volume in reversed(kept):

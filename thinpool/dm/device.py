@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from thinpool.crashpoints import point
 from thinpool.dm.control import UDEV_FLAGS, Control, DeviceInfo
 from thinpool.dm.targets import TableEntry
 from thinpool.errors import DeviceMapperError
@@ -27,10 +28,14 @@ def create_device(
         DeviceMapperError: the kernel refused it (EBUSY: there is a device of that name or uuid), or its node cannot be
             made.
     """
+    point("device-make")
     made = control.create(name, uuid, read_only=read_only)
+    point("device-made")
     try:
         control.load(name, table, read_only=read_only)
+        point("device-loaded")
         info = control.resume(name, udev_flags=UDEV_FLAGS)
+        point("device-resumed")
         if not control.nodes.by_others():
             _settle(control, name, (info.major, info.minor))
     except BaseException:
@@ -150,10 +155,15 @@ def swap_table(
     """
     old = control.info(name)
     before = control.table(name)
+    point("table-load")
     control.load(name, table, read_only=read_only)
+    point("table-loaded")
     try:
         control.suspend(name, flush=flush, lockfs=lockfs)
-        return control.resume(name)
+        point("table-suspended")
+        info = control.resume(name)
+        point("table-swapped")
+        return info
     except BaseException:
         with suppress(DeviceMapperError):
             control.clear(name)
@@ -185,11 +195,11 @@ def remove_device(control: Control, name: str, *, deferred: bool = False) -> Dev
     Raises:
         DeviceMapperError: the kernel refused (EBUSY: it is in use; ENXIO: there is none of that name).
     """
-    if control.nodes.by_others():
-        return control.remove(name, deferred=deferred)
-    before = control.info(name)
+    point("device-remove")
+    before = None if control.nodes.by_others() else control.info(name)
     removed = control.remove(name, deferred=deferred)
-    if not removed.deferred_remove:
+    point("device-removed")
+    if before is not None and not removed.deferred_remove:
         _settle(control, name, (before.major, before.minor))
     return removed
 

@@ -15,6 +15,7 @@ from typing import Protocol
 
 import attrs
 
+from thinpool.crashpoints import point
 from thinpool.errors import ConfigError, MountError, PoolFull, ToolError
 from thinpool.filesystem import mounts
 from thinpool.filesystem.tools import tool
@@ -145,14 +146,17 @@ def make_base(fs: FileSystem, device: Path, arguments: str = "") -> None:
     except ValueError as error:
         raise ConfigError(f"dm.mkfsarg={arguments!r}: {error}") from error
     fs.make(device, words)
+    point("base-formatted")
     fd = mounts.detached_mount(fs.name, str(device), fs.options(immutable=False))
     root = -1
     try:
         root = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd)
         if "lost+found" in os.listdir(root):
             os.rmdir("lost+found", dir_fd=root)
+            point("base-emptied")
         os.chmod(root, 0o755)  # noqa: S103 - what every root directory has
         os.fsync(root)
+        point("base-synced")
     except OSError as error:
         kind = PoolFull if error.errno == 28 else ToolError
         raise kind(f"cannot prepare the base {fs.name} file system: {error.strerror}") from error

@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from os import PathLike
 from pathlib import Path
 
+from thinpool.crashpoints import point
 from thinpool.dm import Control
 from thinpool.dm.thin import pool_status, release_metadata_snap, reserve_metadata_snap
 from thinpool.errors import DeviceMapperError, PoolFailed
@@ -52,21 +53,26 @@ def metadata_snapshot(control: Control, pool: str, *, note: Path | None = None) 
         if mine is not None:
             _release_noted(control, pool, mine)
             mine.write(_UNKNOWN)
+            point("snapshot-noted")
         try:
             _reserve(control, pool)
         except BaseException:
             _forget(mine)
             raise
+        point("snapshot-reserved")
         try:
             if mine is not None:
                 mine.write(f"{pool_status(control, pool).held_root}")
+            point("snapshot-known")
             yield
         except BaseException:
             _release(control, pool)
             _forget(mine)
             raise
         released = _release(control, pool)
+        point("snapshot-released")
         _forget(mine)
+        point("snapshot-forgotten")
         if not released:
             raise PoolFailed(
                 f"the metadata snapshot of pool {pool} was released by somebody else while it was read",

@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from types import TracebackType
 from typing import IO, Self
 
+from thinpool.crashpoints import point
 from thinpool.errors import ConfigError
 from thinpool.layer.archive import ArchiveResult
 from thinpool.layer.text import shown
@@ -99,13 +100,16 @@ class LayoutWriter:
         with self._unfinished() as (unfinished, file):
             file.write(format_document({**self._index, "manifests": [*kept, named.members()]}))
             _sync(file)
+            point("index-synced")
             made = self._undo.pop_all()  # also where a signal comes: what the index may refer to has to stay
             try:
                 os.rename(unfinished, INDEX, src_dir_fd=self._root, dst_dir_fd=self._root)
             except OSError:
                 made.close()
                 raise
+            point("index-placed")
         os.fsync(self._root)
+        point("index-settled")
 
     def __enter__(self) -> Self:
         return self
@@ -186,11 +190,13 @@ class LayoutWriter:
     def _place(self, unfinished: str, file: IO[bytes], directory: int, name: str) -> None:
         """Give a file its name, once its content is on disk."""
         _sync(file)
+        point("blob-synced")
         try:
             os.stat(name, dir_fd=directory, follow_symlinks=False)
         except FileNotFoundError:
             self._undo.callback(_remove_file, name, directory)
         os.rename(unfinished, name, src_dir_fd=self._root, dst_dir_fd=directory)
+        point("blob-placed")
 
 
 def _blob_name(digest: str) -> str:

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Self
 
 from thinpool import loop
+from thinpool.crashpoints import point
 from thinpool.dm.device import block_device_size
 from thinpool.errors import ConfigError, PoolFailed, PoolFull
 from thinpool.metadata.superblock import Superblock
@@ -97,10 +98,13 @@ def make_files(directory: Path, options: PoolOptions) -> None:
     for name, size in zip(FILES, (options.loopdatasize, options.loopmetadatasize), strict=True):
         path = directory / name
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        point("pool-file-made")
         try:
             if os.fstat(fd).st_size == 0:
                 os.ftruncate(fd, size)
+                point("pool-file-sized")
                 os.fsync(fd)
+                point("pool-file-synced")
         except OSError as error:
             raise _cannot(f"make {path} of", size, error) from error
         finally:
@@ -168,7 +172,9 @@ def _loop(file: Path, size: int) -> loop.LoopDevice:
         raise PoolFailed(f"the pool's {file.name} file {file} cannot be used: {error.strerror}") from error
     if found < size:
         raise PoolFailed(f"the pool's {file.name} file {file} has {found} bytes, and {size} were recorded: it was cut")
-    return loop.attach(file, autoclear=True)
+    found_device = loop.attach(file, autoclear=True)
+    point("loop-attached")
+    return found_device
 
 
 def grow_file(file: Path, size: int, device: Path) -> None:
@@ -193,9 +199,12 @@ def resize_file(file: Path, size: int, device: Path) -> None:
     fd = os.open(file, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         os.ftruncate(fd, size)
+        point("pool-file-resized")
         os.fsync(fd)
+        point("pool-file-resize-synced")
     except OSError as error:
         raise _cannot(f"extend {file} to", size, error) from error
     finally:
         os.close(fd)
     loop.refresh_size(device)
+    point("loop-resized")

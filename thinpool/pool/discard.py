@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
+from thinpool.crashpoints import point
 from thinpool.dm.device import device_path
 from thinpool.errors import DeviceMapperError, PoolFailed, PoolFull
 from thinpool.metadata import Books
@@ -54,6 +55,7 @@ def give_back(thins: "ThinDevices", metadata: Path, thin_id: int) -> bool:
         info = thins.activate(thin_id, sum(last[0]))
         try:
             discard(device_path(info), own_ranges(metadata, thin_id))
+            point("blocks-given-back")
         finally:
             thins.deactivate(thin_id)
     except (PoolFailed, PoolFull, DeviceMapperError, OSError):

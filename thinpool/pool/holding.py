@@ -26,6 +26,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from thinpool.crashpoints import point
 from thinpool.dm import Control, DeviceInfo
 from thinpool.dm.device import suspended
 from thinpool.errors import DeviceMapperError, LayerInUse, PoolFailed, PoolFull
@@ -70,17 +71,22 @@ class Holder:
                 that what was copied is not to be trusted.
         """
         self._write(thin_id)
+        point("hold-noted")
         try:
             with self.guard.over(Order(self._seconds, self._control.resume_call(name))):
                 try:
                     with _uncollected(), suspended(self._control, name) as suspension:
+                        point("hold-begun")
                         yield
+                        point("hold-copied")
                 except DeviceMapperError as error:
                     if (meaning := _meaning(name, error)) is not None:
                         raise meaning from error
                     raise
+            point("hold-ended")
         finally:
             self._write(0)
+        point("hold-forgotten")
         if not suspension.lasted:
             raise PoolFailed(
                 f"device {name} was resumed before its copy was made: by somebody else, or as the pool took longer than"
@@ -103,6 +109,7 @@ class Holder:
         """
         if info is not None and info.suspended and info.active:
             self._control.resume(info.name)
+            point("hold-resumed")
         with suppress(PoolFull, FileNotFoundError):
             self._write(0)
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import attrs
 
+from thinpool.crashpoints import point
 from thinpool.dm import Control, DeviceInfo, TableEntry, thin
 from thinpool.dm import ThinPool as ThinPoolTarget
 from thinpool.dm.device import block_device_size, create_device, remove_device, swap_table
@@ -133,11 +134,13 @@ class ThinPool:
                 vet({"dm.datadev": backing.data, "dm.metadatadev": backing.metadata})
             backing.check_new(self.options.blocksize)
             zero_first_block(backing.metadata)
+            point("pool-cleared")
             size = block_device_size(backing.data)
             self._activate_on(backing, size)
             remove_device(self._control, self.name)
             name = uuid.uuid4()
             write_uuid(backing.metadata, name.bytes)
+            point("pool-named")
             self.identity = PoolIdentity(name.hex, 0)
             self._activate_on(backing, size)
         return self.identity
@@ -173,6 +176,7 @@ class ThinPool:
             if info.active:
                 if info.suspended:
                     self._control.resume(self.name)
+                    point("pool-resumed")
                 return False
             remove_device(self._control, self.name)
         with open_backing(self._directory, self.options) as backing:
@@ -214,10 +218,12 @@ class ThinPool:
 
     def _move_on(self, current: int) -> None:
         def put(old: int, new: int) -> bool:
+            point("transaction-move")
             try:
                 thin.set_transaction_id(self._control, self.name, old, new)
             except DeviceMapperError:
                 return False
+            point("transaction-moved")
             return True
 
         if self.identity is not None:

@@ -9,6 +9,7 @@ import errno
 from collections.abc import Callable
 from contextlib import suppress
 
+from thinpool.crashpoints import point
 from thinpool.dm import Control, DeviceInfo, TableEntry, Thin, thin
 from thinpool.dm.device import create_device, remove_device
 from thinpool.errors import DeviceMapperError, LayerInUse, PoolFailed, PoolFull
@@ -242,22 +243,27 @@ class ThinDevices:
             DeviceMapperError: EBUSY, where it is active.
             PoolFailed: the pool takes no changes.
         """
+        point("thin-delete")
         try:
             thin.delete_thin(self._control, self._pool, thin_id)
         except DeviceMapperError as error:
             if error.errno == errno.ENODATA:
                 return False
             raise self._explained(error) from error
+        point("thin-deleted")
         self._check_committed()
         if self.notes is not None:
             self.notes.forget(thin_id)
+        point("thin-forgotten")
         return True
 
     def _send(self, text: str) -> None:
+        point("thin-make")
         try:
             self._control.message(self._pool, text)
         except DeviceMapperError as error:
             raise self._refused(text, error) from error
+        point("thin-made")
         self._check_committed()
 
     def _refused(self, text: str, error: DeviceMapperError) -> Exception:

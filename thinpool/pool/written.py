@@ -7,6 +7,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+from thinpool.crashpoints import point
 from thinpool.units import MIB, SECTOR
 
 WORTHWHILE = 16 * MIB
@@ -43,6 +44,7 @@ class WriteNotes:
         with suppress(OSError):  # as where there is no space for it
             os.makedirs(self._folder, mode=0o700, exist_ok=True)
             os.close(os.open(self._path(thin_id), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            point("write-noted")
 
     def has(self, thin_id: int) -> bool:
         """Whether that was noted."""
