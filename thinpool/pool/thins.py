@@ -247,15 +247,17 @@ class ThinDevices:
         try:
             thin.delete_thin(self._control, self._pool, thin_id)
         except DeviceMapperError as error:
-            if error.errno == errno.ENODATA:
-                return False
-            raise self._explained(error) from error
-        point("thin-deleted")
-        self._check_committed()
-        if self.notes is not None:
+            if error.errno != errno.ENODATA:
+                raise self._explained(error) from error
+            found = False
+        else:
+            found = True
+            point("thin-deleted")
+            self._check_committed()
+        if self.notes is not None:  # also where it was gone: who deleted it may have died before this
             self.notes.forget(thin_id)
         point("thin-forgotten")
-        return True
+        return found
 
     def _send(self, text: str) -> None:
         point("thin-make")
