@@ -189,6 +189,7 @@ class Branches:
             try:
                 with self.opened(name) as target:
                     self._copy([origin], target, name)
+                os.rmdir(name, dir_fd=self._moment)
                 point("branch-copied")
                 with self.opened(origin) as source:
                     uppers.check_still(source, since)
@@ -224,6 +225,12 @@ class Branches:
                 point("branch-unlinked")
                 there = True
         return there
+
+    def clear_moment(self) -> None:
+        """Remove what a process left half-made that died; nobody else may be making anything."""
+        for name in os.listdir(self._moment):
+            _remove(self._moment, name)
+            point("moment-cleared")
 
     def _begin(self, handle: int, parent: str | None) -> None:
         name = name_of(handle)

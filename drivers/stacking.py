@@ -165,7 +165,8 @@ class StackDriver:
             raise LayerInUse("a layer is mounted in another mount namespace")
 
     def mend(self) -> None:
-        """A process that dies leaves nothing in the kernel."""
+        """A process that dies leaves nothing in the kernel, but maybe an upper that it had half made."""
+        self._branches.clear_moment()
 
     def status(self) -> DriverStatus:
         """The options."""
