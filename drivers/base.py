@@ -21,9 +21,9 @@ from thinpool.model import Usage
 from thinpool.pool.health import PoolStatus
 
 __all__ = [
-    "INTENT", "Ancestor", "BlockDevices", "Compared", "Comparing", "Context", "Driver", "DriverStatus", "DriverType",
-    "Growable", "HandleTaken", "Joining", "Looking", "Noting", "PoolStatus", "Records", "Reserving", "Sealing",
-    "Storage", "Tracking", "Unsure", "Vouching",
+    "INTENT", "Ancestor", "BlockDevices", "Compared", "Comparing", "Context", "Driver", "DriverStatus",
+    "DriverType", "Growable", "HandleTaken", "Joining", "Looking", "Noting", "PoolStatus", "Records", "Reserving",
+    "Sealing", "Storage", "Tracking", "Unsure", "Vouching",
 ]  # fmt: skip
 
 INTENT = "intent"
@@ -58,8 +58,8 @@ class Records(Protocol):
     def skip(self, handle: int) -> None:
         """Pass by a handle that somebody else uses."""
 
-    def claim(self, handle: int) -> None:
-        """Name the storage of an allotted handle as the driver's own."""
+    def claim(self, handle: int, values: Mapping[str, str]) -> None:
+        """Name the storage of an allotted handle as the driver's own, and keep values with it, in one durable step."""
 
     def is_named(self, handle: int) -> bool:
         """Whether a record has that storage, in whatever phase; what none has may be deleted under the writer lock."""

@@ -58,8 +58,7 @@ class Base:
             with suppress(ThinPoolError):
                 self._discard(handle)
             raise
-        self._records.claim(handle)
-        self._records.put(_BASE, json.dumps({"handle": handle, "size": size}))
+        self._records.claim(handle, {_BASE: json.dumps({"handle": handle, "size": size})})
 
     def _fill(self, handle: int, size: int) -> None:
         thins = self._pool.thins

@@ -265,9 +265,11 @@ class State:
         """Never give a handle out in this round: somebody else uses the number."""
         self.put("next_handle", str(handle + 1))
 
-    def claim(self, handle: int) -> None:
-        """Name storage that the driver keeps for itself, under no layer."""
+    def claim(self, handle: int, values: Mapping[str, str]) -> None:
+        """Name storage that the driver keeps for itself, under no layer, and keep values, in one transaction."""
         with self._transaction() as database:
+            for key, value in values.items():
+                _put(database, key, value)
             _insert(database, LayerRecord(handle, None, None, None, Kind.COMMITTED, "base", 0, 0, 0, {}))
 
     def unnamed(self) -> Iterator[int]:

@@ -156,7 +156,7 @@ def test_children_are_found_by_the_number_of_their_parent_s_storage(state: State
 
 def test_a_driver_s_own_storage_is_no_layer(state: State) -> None:
     handle = state.allot()
-    state.claim(handle)
+    state.claim(handle, {"base": str(handle)})
     assert state.layers() == []
     assert state.unfinished() == []
     assert handle not in set(state.unnamed())
