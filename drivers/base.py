@@ -7,7 +7,7 @@ layer's lock around `attach` and `release`, so a driver needs no lock of its own
 detached mount of a layer, and releases or deletes none of those.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -21,7 +21,7 @@ from thinpool.model import Usage
 from thinpool.pool.health import PoolStatus
 
 __all__ = [
-    "INTENT", "Ancestor", "BlockDevices", "Compared", "Comparing", "Context", "Driver", "DriverStatus",
+    "INTENT", "Activating", "Ancestor", "BlockDevices", "Compared", "Comparing", "Context", "Driver", "DriverStatus",
     "DriverType", "Growable", "HandleTaken", "Joining", "Looking", "Noting", "PoolStatus", "Records", "Reserving",
     "Sealing", "Storage", "Tracking", "Unsure", "Vouching",
 ]  # fmt: skip
@@ -171,6 +171,14 @@ class Driver(Protocol):
 
     def close(self) -> None:
         """Let go of what this process holds; the kernel's objects stay."""
+
+
+@runtime_checkable
+class Activating(Protocol):
+    """A driver whose storage is made ready for its users by `attach`, and stays so until `release`."""
+
+    def active(self) -> Iterable[int]:
+        """The handles of the storage that is ready, in use or not."""
 
 
 @runtime_checkable

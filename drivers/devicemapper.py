@@ -352,6 +352,10 @@ class Devicemapper:
         """Deactivate the device; False where somebody uses it."""
         return self._thins.deactivate(handle)
 
+    def active(self) -> Sequence[int]:
+        """The thin devices that are active, or that a process left without a table as it died."""
+        return self._thins.active()
+
     # -- looking
 
     def usages(self, layers: Sequence[tuple[int, int | None]]) -> Mapping[int, Usage]:

@@ -255,6 +255,11 @@ class StackDriver:
             self._forget_work(handle)
         return True
 
+    def active(self) -> Iterator[int]:
+        """The layers that have what a mount for writing needs."""
+        for name in os.listdir(self._branches.work):
+            yield int(name, 36)
+
     # -- what a mount for writing has
 
     def _work(self, handle: int) -> Path:

@@ -98,7 +98,7 @@ def _make(root: Root, name: str, options: Mapping[str, str]) -> Opened:
         undo.callback(made.close)
         state.put(_OPTIONS, json.dumps(dict(made.options)))
         if begun:
-            recovery.mend(state, made, LockFile(root.lock))
+            recovery.mend(state, made, LockFile(root.lock), root.mounts)
         state.put(_COMPLETE, "yes")
         undo.pop_all()
     return Opened(Session(root, state, made), created=True)

@@ -1,24 +1,35 @@
 """Bring records, storage and kernel together again after a process died, or an operation failed, half-way.
 
-What an operation leaves unfinished is of four kinds, and each is recognised by itself: storage with a reserved number
-that no record names, a record of storage that is to be deleted, an import that nobody carries on, and what the driver
-left in the kernel. `mend` ends all of them and may itself be killed at any point: it is simply done again.
+What an operation leaves unfinished is of five kinds, and each is recognised by itself: storage with a reserved number
+that no record names, a record of storage that is to be deleted, an import that nobody carries on, what the driver left
+in the kernel, and storage made ready for a use that never came, with the directory it was to be mounted on. `mend` ends
+all of them and may itself be killed at any point: it is simply done again.
 """
 
 import os
+from collections import defaultdict
 from contextlib import suppress
+from pathlib import Path
 
 from thinpool.crashpoints import point
-from thinpool.drivers.base import INTENT, Driver
-from thinpool.errors import LayerInUse
+from thinpool.drivers.base import INTENT, Activating, Driver
+from thinpool.errors import LayerInUse, ThinPoolError
 from thinpool.locks import LockFile
 from thinpool.state import LayerRecord, State
 
 
-def mend(state: State, driver: Driver, locks: LockFile) -> None:
-    """End what is half done; the caller holds the writer lock."""
+def mend(state: State, driver: Driver, locks: LockFile, mounts: Path) -> None:
+    """End what is half done; the caller holds the writer lock.
+
+    Args:
+        state: the store's records.
+        driver: its storage.
+        locks: its locks.
+        mounts: where its private mount points are.
+    """
     driver.mend()
     point("kernel-mended")
+    _let_go_of_unused(driver, locks, mounts)
     _delete_unnamed(state, driver)
     for record in state.unfinished():
         if record.phase == "filling":
@@ -38,6 +49,31 @@ def sweep(state: State, driver: Driver, locks: LockFile, record: LayerRecord) ->
         state.forget(record.handle)
         return True
     return False
+
+
+def _let_go_of_unused(driver: Driver, locks: LockFile, mounts: Path) -> None:
+    """Release storage that somebody made ready and nobody uses, and drop the directories for mounts that never came.
+
+    Whoever makes storage ready holds its lock until he uses it; what is locked is left alone.
+    """
+    directories = defaultdict(list)
+    for name in os.listdir(mounts):
+        if (number := name.partition("-")[0]).isdecimal():
+            directories[int(number)].append(name)
+    active = driver.active() if isinstance(driver, Activating) else ()
+    for handle in sorted({*directories, *active}):
+        lock = locks.try_layer(handle)
+        if lock is None:
+            continue
+        try:
+            with suppress(ThinPoolError):  # it stays, and whoever uses the layer next hears why
+                if not locks.is_used(handle) and driver.release(handle):
+                    for name in directories[handle]:
+                        with suppress(OSError):
+                            os.rmdir(mounts / name)
+        finally:
+            os.close(lock)
+    point("unused-released")
 
 
 def _delete_unnamed(state: State, driver: Driver) -> None:
