@@ -421,8 +421,7 @@ class Devicemapper:
 
 
 def _remove_files(directory: Path) -> None:
-    for name in (WRITTEN, NAMES):
-        shutil.rmtree(directory / name, ignore_errors=True)
-    for name in (*FILES, NOTE, HELD):
+    shutil.rmtree(directory / NAMES, ignore_errors=True)
+    for name in (*FILES, NOTE, HELD, WRITTEN):
         (directory / name).unlink(missing_ok=True)
     directory.rmdir()

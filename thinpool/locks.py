@@ -12,6 +12,7 @@ Order, so that nobody waits in a circle: the writer lock before a layer's, and a
 
 import errno
 import fcntl
+import mmap
 import os
 import struct
 from collections.abc import Iterator
@@ -38,6 +39,28 @@ class LockFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._kept: mmap.mmap | None = None
+
+    def close(self) -> None:
+        """Let go of what is kept in memory; locks are held by those who hold them."""
+        if self._kept is not None:
+            self._kept.close()
+            self._kept = None
+
+    def _keep(self) -> None:
+        """Map the mark, so that it and the file stay in memory, whatever else a busy machine puts there.
+
+        The mapping has a descriptor of its own open, which must not be one that holds a lock.
+        """
+        if self._kept is not None:
+            return
+        fd = self._open()
+        try:
+            if os.fstat(fd).st_size:
+                self._kept = mmap.mmap(fd, len(_AT_REST), prot=mmap.PROT_READ)
+                self._kept.read_byte()
+        finally:
+            os.close(fd)
 
     def _open(self) -> int:
         return os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -47,6 +70,7 @@ class LockFile:
         """Hold the writer lock; the value tells whether the last writer died at work, and marks this one."""
         fd = self._writer()
         try:
+            self._keep()
             yield WriterMark(fd)
         finally:
             os.close(fd)

@@ -36,6 +36,7 @@ class Session:
         if not self._is_closed:
             self._is_closed = True
             self.driver.close()
+            self.locks.close()
             self.state.close()
 
     def record(self, name: str) -> LayerRecord:

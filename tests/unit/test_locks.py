@@ -67,3 +67,18 @@ def test_a_layer_counts_as_used_while_anybody_uses_it(tmp_path: Path) -> None:
         with locks.layer(7):
             pass
     assert not locks.is_used(7)
+
+
+def test_the_mark_is_found_while_it_is_kept_in_memory(tmp_path: Path) -> None:
+    locks, others = LockFile(tmp_path / "lock"), LockFile(tmp_path / "lock")
+    with locks.writer() as mark:
+        mark.begin()
+    for each in (locks, others):
+        with each.writer() as mark:
+            assert mark.left_at_work()
+    with others.writer() as mark:
+        mark.end()
+    with locks.writer() as mark:
+        assert not mark.left_at_work()
+    locks.close()
+    others.close()

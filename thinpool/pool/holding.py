@@ -35,7 +35,7 @@ from thinpool.guard import Guard, Order
 HOLD_SECONDS = 10.0
 """How long a device is held at most, from before it is suspended; a copy takes some milliseconds."""
 
-_NOTE = "%-15d\n"
+_NOTE_BYTES = 4096  # a whole page, so that nothing is read for it, and the wait for the disk is saved
 
 
 class Holder:
@@ -51,11 +51,15 @@ class Holder:
         self._control = control
         self._note = note
         self._seconds = seconds
+        self._fd = -1
         self.guard = Guard(control.fileno())
 
     def close(self) -> None:
         """End the guard."""
         self.guard.close()
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
 
     @contextmanager
     def held(self, thin_id: int, name: str) -> Iterator[None]:
@@ -115,15 +119,14 @@ class Holder:
 
     def _write(self, thin_id: int) -> None:
         """Note what is held, in place; in the page cache, as no device outlives the machine."""
-        fd = os.open(self._note, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            os.pwrite(fd, (_NOTE % thin_id).encode(), 0)
+            if self._fd < 0:
+                self._fd = os.open(self._note, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            os.pwrite(self._fd, f"{thin_id}".encode().ljust(_NOTE_BYTES), 0)
         except OSError as error:
             if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
                 raise
             raise PoolFull("no space left for the store's own files", hint="free space below its root") from error
-        finally:
-            os.close(fd)
 
 
 @contextmanager

@@ -43,7 +43,7 @@ _GROWN_AS = {"data": "dm.loopdatasize", "metadata": "dm.loopmetadatasize"}
 
 
 WRITTEN = "written"
-"""Folder of the notes of the devices that much was written to; see `thinpool.pool.written`."""
+"""File with the notes of the devices that much was written to; see `thinpool.pool.written`."""
 
 NOTE = "metadata-snapshot"
 """File in which it is noted that a metadata snapshot of ours may be reserved; see `thinpool.metadata.snapshot`."""

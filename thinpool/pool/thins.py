@@ -67,6 +67,8 @@ class ThinDevices:
     def close(self) -> None:
         """Let go of what this process holds; devices stay."""
         self.holder.close()
+        if self.notes is not None:
+            self.notes.close()
 
     # -- active or not
 
