@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from bench.latency import checkpoints, committing, differing, holding, usage
+from bench.latency import background, checkpoints, committing, differing, holding, usage
 from bench.latency.matrix import lines, product
 from bench.latency.records import LOADS, Journal, read_run
 from bench.latency.setting import CONTENDERS, Setting, prepared
@@ -15,7 +15,7 @@ from bench.latency.tables import show
 from bench.measure import machine
 from bench.ops import scratch_directory
 
-PARTS = ("commit", "hold", "checkpoints", "usage", "diff")
+PARTS = ("commit", "hold", "checkpoints", "background", "usage", "diff")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -110,6 +110,10 @@ def _checkpoints(setting: Setting, options: argparse.Namespace) -> None:
     checkpoints.run(setting, options.files[0], options.delays[-1:], options.seconds, 3)
 
 
+def _background(setting: Setting, options: argparse.Namespace) -> None:
+    background.run(setting, options.files[0], options.delays, options.rounds)
+
+
 def _usage(setting: Setting, options: argparse.Namespace) -> None:
     usage.run(setting, options.layers, options.delays)
 
@@ -122,6 +126,7 @@ _PARTS: dict[str, Callable[[Setting, argparse.Namespace], None]] = {
     "commit": _commit,
     "hold": _hold,
     "checkpoints": _checkpoints,
+    "background": _background,
     "usage": _usage,
     "diff": _diff,
 }

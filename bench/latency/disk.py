@@ -112,10 +112,23 @@ class SlowDisk:
             os.close(device)
         return statistics.median(taken)
 
+    @property
+    def number(self) -> str:
+        """The disk's device number, as in `254:0`."""
+        device = os.stat(f"/dev/mapper/{_NAME}").st_rdev
+        return f"{os.major(device)}:{os.minor(device)}"
+
     def writes(self) -> int:
-        """Writes that the disk has completed (Documentation/block/stat.rst, field 5)."""
-        name = os.path.basename(os.path.realpath(f"/dev/mapper/{_NAME}"))
-        return int(Path(f"/sys/block/{name}/stat").read_text(encoding="ascii").split()[4])
+        """Writes that the disk has completed."""
+        return self._stat(4)
+
+    def read_bytes(self) -> int:
+        """Bytes that were read from the disk."""
+        return self._stat(2) * _SECTOR
+
+    def _stat(self, field: int) -> int:
+        """A field of Documentation/block/stat.rst, counted from 0."""
+        return int(Path(f"/sys/dev/block/{self.number}/stat").read_text(encoding="ascii").split()[field])
 
 
 def drop_caches() -> None:

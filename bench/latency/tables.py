@@ -8,7 +8,7 @@ from bench.latency.records import Cell, Run
 from bench.latency.summary import THINPOOL, Index, percentile, targets
 from bench.measure import Row
 
-_PARTS = ("commit", "load", "hold", "checkpoints", "usage", "diff")
+_PARTS = ("commit", "load", "hold", "checkpoints", "background", "usage", "diff")
 _COMPARED = ("commit", "diff")
 
 
