@@ -1,6 +1,7 @@
 """A pool that somebody else made: used politely, never made, resized or removed."""
 
 import os
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from pathlib import Path
 import attrs
 import pytest
 
+from tests.kernel.conformance.layers import fill, told
 from tests.kernel.pool.tools import mapped, node_of, run
 from thinpool import Store
 from thinpool.dm import Control
@@ -51,7 +53,13 @@ class Elsewhere:
 
 @contextmanager
 def made_elsewhere(name: str, disk_factory: DiskFactory, *features: str) -> Iterator[Elsewhere]:
-    pool = Elsewhere(name, disk_factory(1 << 30), disk_factory(16 << 20))
+    with made_on(name, disk_factory(1 << 30), disk_factory(16 << 20), *features) as pool:
+        yield pool
+
+
+@contextmanager
+def made_on(name: str, data: Path, metadata: Path, *features: str) -> Iterator[Elsewhere]:
+    pool = Elsewhere(name, data, metadata)
     words = " ".join([str(len(features)), *features])
     table = f"0 {(1 << 30) // 512} thin-pool {pool.metadata} {pool.data} {BLOCK // 512} 0 {words}"
     try:
@@ -245,6 +253,42 @@ def test_a_pool_that_does_not_zero(scratch: Path, disk_factory: DiskFactory) -> 
             with store.device("work") as device:
                 run("e2fsck", "-fn", device)
             store.down()
+
+
+@pytest.mark.parametrize("features", [(), ("skip_block_zeroing",)])
+def test_comparisons_read_what_changed(scratch: Path, disk_factory: DiskFactory, features: tuple[str, ...]) -> None:
+    """On data in two pieces, as LVM's, full of what somebody left there; the others' devices are left alone."""
+    data, metadata, half = disk_factory(1 << 30), disk_factory(16 << 20), (512 << 20) // 512
+    with data.open("r+b", 0) as disk:
+        for offset in range(0, 96 * MIB, MIB):
+            os.pwrite(disk.fileno(), b"\xff" * MIB, offset)
+        os.fsync(disk.fileno())
+    pieces = f"0 {half} linear {data} {half}\n{half} {half} linear {data} 0"
+    name = f"vg-pieces{os.getpid()}"
+    with (
+        mapped(name, pieces),
+        made_on(f"vg-read{os.getpid()}", node_of(name), metadata, "no_discard_passdown", *features) as pool,
+        Store.open(scratch / "root", "devicemapper", options(pool)) as store,
+    ):
+
+        def change(root: Path) -> None:
+            shutil.rmtree(root / "d3")
+            (root / "d1/f7").write_text("changed")
+            (root / "d2").rename(root / "moved")
+
+        fill(store, "base", plant)
+        fill(store, "child", change, "base")
+        found = store.changes("child", method="fast")
+        assert found.method == "fast"
+        assert told(found) == told(store.changes("child", method="walk"))
+        store.down()
+
+
+def plant(root: Path) -> None:
+    for folder in range(5):
+        (root / f"d{folder}").mkdir()
+        for number in range(20):
+            (root / f"d{folder}/f{number}").write_bytes(os.urandom(5000))
 
 
 def test_a_pool_that_is_gone(scratch: Path, disk_factory: DiskFactory) -> None:
