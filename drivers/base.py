@@ -7,7 +7,7 @@ layer's lock around `attach` and `release`, so a driver needs no lock of its own
 detached mount of a layer, and releases or deletes none of those.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -15,15 +15,16 @@ from typing import Protocol, runtime_checkable
 import attrs
 
 from thinpool.filesystem.mounts import MountEntry
+from thinpool.findings import Finding
 from thinpool.layer.scope import Scope
 from thinpool.layer.view import View
 from thinpool.model import Usage
 from thinpool.pool.health import PoolStatus
 
 __all__ = [
-    "INTENT", "Activating", "Ancestor", "BlockDevices", "Compared", "Comparing", "Context", "Driver", "DriverStatus",
-    "DriverType", "Growable", "HandleTaken", "Joining", "Looking", "Noting", "PoolStatus", "Records", "Reserving",
-    "Sealing", "Storage", "Tracking", "Unsure", "Vouching",
+    "INTENT", "Activating", "Ancestor", "BlockDevices", "Checking", "Compared", "Comparing", "Context", "Driver",
+    "DriverStatus", "DriverType", "Growable", "HandleTaken", "Joining", "Looking", "Noting", "PoolStatus", "Records",
+    "Reserving", "Sealing", "Storage", "Tracking", "Unsure", "Vouching",
 ]  # fmt: skip
 
 INTENT = "intent"
@@ -179,6 +180,20 @@ class Activating(Protocol):
 
     def active(self) -> Iterable[int]:
         """The handles of the storage that is ready, in use or not."""
+
+
+@runtime_checkable
+class Checking(Protocol):
+    """A driver that can say what storage there is, and what is wrong with it, without changing anything."""
+
+    def stored(self) -> Collection[int] | None:
+        """The handles of all storage, others' included where they share the numbers; None where it cannot be told."""
+
+    def has_users(self, handle: int) -> bool:
+        """Whether the kernel knows of anybody who uses storage."""
+
+    def findings(self) -> Iterable[Finding]:
+        """What is wrong with the driver's own objects; a remedy that it names is what `up` and `mend` do."""
 
 
 @runtime_checkable

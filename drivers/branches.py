@@ -33,6 +33,7 @@ from thinpool.crashpoints import point
 from thinpool.drivers import uppers
 from thinpool.drivers.marks import Marks
 from thinpool.errors import LayerInUse, MountError
+from thinpool.filesystem.directories import names
 from thinpool.filesystem.syscalls import syncfs
 from thinpool.layer import removal
 from thinpool.layer.tree import DIRECTORY, Descent
@@ -226,9 +227,19 @@ class Branches:
                 there = True
         return there
 
+    def stored(self) -> Iterator[int]:
+        """The handles that have an upper."""
+        for name in names(self.contents):
+            if name != _NOTHING and set(name) <= set(_DIGITS):
+                yield int(name, len(_DIGITS))
+
+    def half_made(self) -> list[str]:
+        """What a process left half-made that died, or is making."""
+        return sorted(names(self._moment))
+
     def clear_moment(self) -> None:
         """Remove what a process left half-made that died; nobody else may be making anything."""
-        for name in os.listdir(self._moment):
+        for name in names(self._moment):
             _remove(self._moment, name)
             point("moment-cleared")
 

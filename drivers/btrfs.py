@@ -28,7 +28,9 @@ from thinpool.drivers.base import Context, DriverStatus, Records, Storage, Unsur
 from thinpool.drivers.reserve import Reserve
 from thinpool.errors import ConfigError, LayerInUse, MountError, PoolFailed, PoolFull, TreeError
 from thinpool.filesystem import mounts, syscalls
+from thinpool.filesystem.directories import names
 from thinpool.filesystem.mounts import MountEntry
+from thinpool.findings import Finding
 from thinpool.layer.scope import Scope
 from thinpool.model import Usage
 from thinpool.units import human_size
@@ -221,7 +223,34 @@ class Btrfs:
         name = entry.root.removesuffix(_DELETED)[len(self._path) :].partition("/")[0]
         return int(name) if name.isdecimal() else None
 
+    def has_users(self, handle: int) -> bool:
+        """Whether any mount namespace has the layer mounted."""
+        return self._user(handle) is not None
+
     # -- looking
+
+    def stored(self) -> frozenset[int]:
+        """All subvolumes that have a number."""
+        return frozenset(int(name) for name in names(self._fd) if name.isdecimal())
+
+    def findings(self) -> Iterator[Finding]:
+        """Snapshots for a moment whose makers are gone."""
+        place = os.open(_PASSING, _OPEN, dir_fd=self._fd)
+        try:
+            left = os.listdir(place)
+            fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+        finally:
+            os.close(place)
+        for name in left:
+            yield Finding(
+                "leftover-snapshot",
+                f"subvolume {name}",
+                "it was made to look at a layer, by a process that died",
+                "delete it",
+                "nobody has the lock of those who make them",
+            )
 
     def usages(self, layers: Sequence[tuple[int, int | None]]) -> Mapping[int, Usage]:
         """Read the subvolumes' trees; `thinpool.btrfs.held` says what counts.
@@ -334,7 +363,7 @@ class Btrfs:
         """Delete what no record names, and snapshots for the moment whose makers are gone."""
         with suppress(FileExistsError):
             os.mkdir(_PASSING, 0o700, dir_fd=self._fd)
-        for name in os.listdir(self._fd):
+        for name in names(self._fd):
             if name.isdecimal() and not self._records.is_named(int(name)):
                 with suppress(LayerInUse, PoolFailed):
                     self.delete(int(name))

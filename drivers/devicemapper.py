@@ -34,6 +34,7 @@ from thinpool.errors import (
 from thinpool.filesystem import mounts
 from thinpool.filesystem.formats import FileSystem, file_system
 from thinpool.filesystem.mounts import MountEntry
+from thinpool.findings import Finding
 from thinpool.metadata import Books, read_books
 from thinpool.model import Usage
 from thinpool.pool import PoolIdentity, PoolOptions, PoolStatus, ThinIdTaken, ThinPool, advice, foreign, reconcile
@@ -356,7 +357,24 @@ class Devicemapper:
         """The thin devices that are active, or that a process left without a table as it died."""
         return self._thins.active()
 
+    def has_users(self, handle: int) -> bool:
+        """Whether the device is open, or mounted."""
+        return self._thins.in_use(handle) is not None
+
     # -- looking
+
+    def stored(self) -> frozenset[int] | None:
+        """All thin devices of the pool, by its metadata."""
+        try:
+            return self._read(lambda books: frozenset(device.thin_id for device in books.devices()))
+        except PoolFailed:
+            return None
+
+    def findings(self) -> Iterator[Finding]:
+        """What is wrong with the pool and its devices; see `thinpool.drivers.thincheck`."""
+        from thinpool.drivers import thincheck  # noqa: PLC0415 - only where a store is checked
+
+        return thincheck.findings(self._pool, self._control, self._directory)
 
     def usages(self, layers: Sequence[tuple[int, int | None]]) -> Mapping[int, Usage]:
         """Count blocks in the pool's metadata, where nothing that two layers share is read twice."""

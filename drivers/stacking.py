@@ -28,7 +28,9 @@ from thinpool.drivers.unionoptions import UnionOptions
 from thinpool.drivers.uses import Uses
 from thinpool.errors import LayerInUse, MountError, PoolFull
 from thinpool.filesystem import syscalls as sys
+from thinpool.filesystem.directories import names
 from thinpool.filesystem.mounts import MountEntry
+from thinpool.findings import Finding
 from thinpool.layer import removal
 from thinpool.layer.scope import Scope
 from thinpool.model import Usage
@@ -255,9 +257,13 @@ class StackDriver:
             self._forget_work(handle)
         return True
 
+    def has_users(self, handle: int) -> bool:
+        """Whether the layer is mounted anywhere, or written to by anybody."""
+        return self._uses.is_mounted(handle) or (self._work(handle).exists() and self._is_writing(handle))
+
     def active(self) -> Iterator[int]:
         """The layers that have what a mount for writing needs."""
-        for name in os.listdir(self._branches.work):
+        for name in names(self._branches.work):
             yield int(name, 36)
 
     # -- what a mount for writing has
@@ -310,6 +316,21 @@ class StackDriver:
                 )
 
     # -- looking
+
+    def stored(self) -> frozenset[int]:
+        """All layers that have a directory of their own."""
+        return frozenset(self._branches.stored())
+
+    def findings(self) -> Iterator[Finding]:
+        """Uppers that were left half made."""
+        for name in self._branches.half_made():
+            yield Finding(
+                "half-made",
+                f"directory {name}",
+                "a process died while it made a layer's directory",
+                "remove it",
+                "no layer has it yet, and it is made under the writer lock alone",
+            )
 
     def usages(self, layers: Sequence[tuple[int, int | None]]) -> Mapping[int, Usage]:
         """Look at every directory once; what immutable layers occupy is not remembered."""

@@ -8,6 +8,7 @@ all of them and may itself be killed at any point: it is simply done again.
 
 import os
 from collections import defaultdict
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -76,15 +77,22 @@ def _let_go_of_unused(driver: Driver, locks: LockFile, mounts: Path) -> None:
     point("unused-released")
 
 
-def _delete_unnamed(state: State, driver: Driver) -> None:
-    if driver.shares_handles:
-        intent = state.get(INTENT)
-        if intent and state.by_handle(int(intent)) is None:
-            driver.delete(int(intent))
-            state.put(INTENT, "")
+def half_made(state: State, driver: Driver) -> Iterator[int]:
+    """The storage that a process may have made before it died, and that no record names."""
+    if not driver.shares_handles:
+        yield from state.unnamed()
         return
-    for handle in state.unnamed():
-        if not driver.delete(handle):
+    intent = state.get(INTENT)
+    if intent and state.by_handle(int(intent)) is None:
+        yield int(intent)
+
+
+def _delete_unnamed(state: State, driver: Driver) -> None:
+    for handle in half_made(state, driver):
+        deleted = driver.delete(handle)
+        if driver.shares_handles:
+            state.put(INTENT, "")
+        elif not deleted:
             break
 
 

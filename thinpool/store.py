@@ -20,6 +20,7 @@ from thinpool.session import Session
 from thinpool.units import parse_size
 
 if TYPE_CHECKING:
+    from thinpool.findings import Finding, Recovered
     from thinpool.images import ImageResult
     from thinpool.layer.archive import ArchiveResult
     from thinpool.layer.limits import Limits
@@ -494,6 +495,25 @@ class Store:
                 with suppress(OSError):  # somebody's mount point in another namespace
                     os.rmdir(session.root.mounts / name)
         session.lie_down()
+
+    def check(self) -> "Sequence[Finding]":
+        """Look for what is not as it should be: records against storage, kernel, mounts and the pool's metadata.
+
+        Nothing is changed, and an inactive pool stays so; what is found may have been left by a process that died.
+        Every changing call ends such leftovers by itself; `recover` does it now.
+
+        Raises:
+            StateError: the records cannot be read.
+        """
+        from thinpool.checking import check  # noqa: PLC0415 - seldom asked for
+
+        return check(self._session)
+
+    def recover(self) -> "Recovered":
+        """Mend what `check` finds, where it can be mended; what may be somebody's data is kept, and named."""
+        from thinpool.checking import recover  # noqa: PLC0415 - seldom asked for
+
+        return recover(self._session)
 
     def grow(self, *, data: int | str | None = None, metadata: int | str | None = None) -> None:
         """Extend the storage online, to new total sizes in bytes.

@@ -22,6 +22,8 @@ _SECTIONS = {
         "up": "thinpool.cli.storage:up",
         "down": "thinpool.cli.storage:down",
         "grow": "thinpool.cli.storage:grow",
+        "check": "thinpool.cli.checking:check",
+        "recover": "thinpool.cli.checking:recover",
     },
     "Layers": {
         "prepare": "thinpool.cli.layers:prepare",

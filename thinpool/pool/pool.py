@@ -69,6 +69,8 @@ class ThinPool:
 
     Attributes:
         name: the pool's device-mapper name.
+        uuid: its device-mapper uuid, if it is not foreign.
+        note: the file that says that a metadata snapshot of ours may be reserved.
         options: its options.
         identity: what it is known by.
         thins: its thin devices.
@@ -87,9 +89,9 @@ class ThinPool:
     ) -> None:
         self._control = control
         self._directory = directory
-        self._uuid = f"THINPOOL-{prefix.removeprefix('thinpool-')}-pool"
+        self.uuid = f"THINPOOL-{prefix.removeprefix('thinpool-')}-pool"
         self._remember = remember
-        self._note = directory / NOTE
+        self.note = directory / NOTE
         self._block_size = 0 if options.way is Way.FOREIGN else options.blocksize
         self.options = options
         self.identity = identity
@@ -152,7 +154,7 @@ class ThinPool:
             remove_device(self._control, self.name)
 
     def _refuse_others(self, info: DeviceInfo) -> None:
-        if info.uuid != self._uuid:
+        if info.uuid != self.uuid:
             raise PoolFailed(f"a device named {self.name} exists and is not ours (its uuid is {info.uuid!r})")
 
     # -- active or not
@@ -189,7 +191,7 @@ class ThinPool:
 
     def _activate_on(self, backing: Backing, data_size: int) -> None:
         entry = self._entry(backing.data, backing.metadata, data_size)
-        create_device(self._control, self.name, [entry], uuid=self._uuid)
+        create_device(self._control, self.name, [entry], uuid=self.uuid)
 
     def _entry(self, data: Path, metadata: Path, data_size: int) -> TableEntry:
         """The pool's table on so many bytes of a data device, with the features in the kernel's order."""
@@ -346,7 +348,8 @@ class ThinPool:
         info = find_device(self._control, self.name)
         return info is not None and info.active
 
-    def _kernel_status(self) -> ThinPoolStatus | None:
+    def kernel_status(self) -> ThinPoolStatus | None:
+        """What the kernel says of the pool, by one ioctl; None where it is inactive."""
         try:
             lines = self._control.status(self.name, noflush=True)
         except DeviceMapperError as error:
@@ -357,7 +360,7 @@ class ThinPool:
 
     def status(self) -> PoolStatus:
         """The state of the pool, by one ioctl; of an inactive one, what its devices or files say."""
-        found = self._kernel_status()
+        found = self.kernel_status()
         if found is None:
             return self._at_rest()
         if self.is_foreign and not self._block_size:
@@ -371,7 +374,7 @@ class ThinPool:
             PoolFull: less than dm.min_free_space of data or metadata is free.
             PoolFailed: the pool is inactive, or takes no changes.
         """
-        found = self._kernel_status()
+        found = self.kernel_status()
         if found is None:
             raise PoolFailed(f"pool {self.name} is not active", hint="thinpool up")
         problem = trouble(self.name, found)
@@ -423,12 +426,12 @@ class ThinPool:
     def release_metadata_snapshot(self) -> None:
         """Release the metadata snapshot that a process of ours left reserved, and nobody else's."""
         with suppress(PoolFailed, DeviceMapperError):
-            release_leftover(self._control, self.name, note=self._note)
+            release_leftover(self._control, self.name, note=self.note)
 
     @contextmanager
     def metadata_snapshot(self) -> Iterator[None]:
         """Reserve a metadata snapshot for the block."""
-        with metadata_snapshot(self._control, self.name, note=self._note):
+        with metadata_snapshot(self._control, self.name, note=self.note):
             yield
 
 

@@ -163,6 +163,12 @@ class ThinDevices:
             and entry.uuid in {None, self.uuid(int(tail))}  # None: a kernel that lists no uuids
         ]
 
+    def named(self) -> list[int]:
+        """The numbers of all devices that have a name of ours, whoever made them."""
+        start = f"{self._prefix}-"
+        tails = (entry.name.removeprefix(start) for entry in self._control.devices() if entry.name.startswith(start))
+        return [int(tail) for tail in tails if tail.isdecimal()]
+
     def is_active(self, thin_id: int) -> bool:
         """Whether a thin device is active, or begun to be."""
         return find_device(self._control, self.name(thin_id)) is not None

@@ -43,6 +43,12 @@ class Cli:
         assert (status, errors) == (0, ""), f"{arguments}: {status} {errors}"
         return output
 
+    def answers(self, status: int, *arguments: str) -> str:
+        """The output of a command that ends with that status and complains of nothing."""
+        got, output, errors = self.outcome(*arguments)
+        assert (got, errors) == (status, ""), f"{arguments}: {got} {errors}"
+        return output
+
     def json(self, *arguments: str) -> Any:
         """The document that a command prints."""
         return json.loads(self("--json", *arguments))
