@@ -3,8 +3,11 @@
 import io
 import os
 import random
-import subprocess
+import select
+import signal
 import tarfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,8 +18,13 @@ from thinpool.metadata import Books
 pytestmark = pytest.mark.kernel
 
 
-def workload(root: str, seed: int) -> None:
-    """Work on a store for ever, and acknowledge on standard output what is done."""
+def workload(root: str, seed: int, out: int) -> None:
+    """Work on a store for ever, and acknowledge what is done, a line each."""
+
+    def say(line: str) -> None:
+        if line:
+            os.write(out, f"{line}\n".encode())
+
     dice = random.Random(seed)
     with Store.open(root) as store:
         for number in range(1_000_000):
@@ -29,16 +37,16 @@ def workload(root: str, seed: int) -> None:
                     store.commit(f"{name}.done", name)
             if dice.random() < 0.5 and (name in {layer.name for layer in store.walk()}):
                 store.commit(f"{name}.done", name)
-            _say(f"committed {name}.done" if f"{name}.done" in {layer.name for layer in store.walk()} else "")
+            say(f"committed {name}.done" if f"{name}.done" in {layer.name for layer in store.walk()} else "")
             if dice.random() < 0.3:
                 store.import_layer(f"{name}.tar", io.BytesIO(_archive(name)))
-                _say(f"imported {name}.tar")
+                say(f"imported {name}.tar")
             leaves = {layer.name for layer in store.walk()} - {layer.parent for layer in store.walk()}
             if len(leaves) > 6:
                 gone = dice.choice(sorted(leaves))
-                _say(f"removing {gone}")
+                say(f"removing {gone}")
                 store.remove(gone)
-                _say(f"removed {gone}")
+                say(f"removed {gone}")
 
 
 def _archive(name: str) -> bytes:
@@ -48,11 +56,6 @@ def _archive(name: str) -> bytes:
         member.size = len(name)
         tar.addfile(member, io.BytesIO(name.encode()))
     return out.getvalue()
-
-
-def _say(line: str) -> None:
-    if line:
-        os.write(1, f"{line}\n".encode())
 
 
 def expected(lines: list[str]) -> tuple[set[str], set[str]]:
@@ -70,30 +73,43 @@ def expected(lines: list[str]) -> tuple[set[str], set[str]]:
     return there, gone
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(3600)
 def test_killed_at_random_moments(store: Store, long_run: bool) -> None:
     dice = random.Random(2024)
     there: set[str] = set()
-    for seed in range(200 if long_run else 10):
-        script = f"from {__name__} import workload; workload({str(store.root)!r}, {seed})"
-        worker = subprocess.Popen(["python", "-c", script], stdout=subprocess.PIPE, text=True)
-        assert worker.stdout is not None
-        lines = [worker.stdout.readline().strip() for _ in range(dice.randrange(1, 12))]
-        worker.kill()
-        lines += worker.stdout.read().splitlines()
-        worker.wait()
-        worker.stdout.close()
+    for seed in range(1000 if long_run else 30):
+        lines = killed_some_time(partial(workload, str(store.root), seed), dice)
         acknowledged, removed = expected(lines)
         touched = {line.partition(" ")[2] for line in lines if line.startswith("remov")}
         with Store.open(store.root) as again:
-            again.up()
+            again._session.ready()
             names = {layer.name for layer in again.walk()}
             there = (there - touched) | acknowledged
             assert there <= names
             assert not removed & names
             check_storage(again)
             _check_contents(again, sorted(acknowledged)[:2])
-            again.down()
+            if seed % 5 == 0:
+                again.down()
+
+
+def killed_some_time(work: Callable[[int], object], dice: random.Random) -> list[str]:
+    """Let a child work, which tells what it has done, and kill it after some lines and some time more: the lines."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            work(writing)
+        finally:
+            os._exit(1)
+    os.close(writing)
+    with open(reading, encoding="ascii") as file:
+        lines = [file.readline().strip() for _ in range(dice.randrange(8))]
+        select.select([], [], [], dice.uniform(0, 0.1))
+        os.kill(child, signal.SIGKILL)
+        lines += file.read().splitlines()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    return lines
 
 
 def check_storage(store: Store) -> None:

@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -35,6 +36,11 @@ def test_each_name_stands_in_one_place_and_all_are_found() -> None:
     names = [name for name, _ in calls()]
     assert sorted(names) == sorted(declared())
     assert len(names) > 100
+
+
+def test_the_page_names_all_of_them_and_no_other() -> None:
+    text = (ROOT / "docs/crash-safety.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"`([a-z]+(?:-[a-z]+)+)`", text)) == set(declared())
 
 
 def test_nobody_is_told_of_points_as_a_rule() -> None:

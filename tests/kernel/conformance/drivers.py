@@ -49,7 +49,7 @@ def in_memory(folder: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def on_disk(file_system: str, folder: Path) -> Iterator[Path]:
+def on_disk(file_system: str, folder: Path, *, quotas: bool = False) -> Iterator[Path]:
     """A folder on a small disk of its own: a loop device on a sparse file in memory."""
     image = folder / "image"
     with image.open("wb") as file:
@@ -57,10 +57,10 @@ def on_disk(file_system: str, folder: Path) -> Iterator[Path]:
     with contextlib.ExitStack() as undo:
         loop = _run("losetup", "--find", "--show", str(image)).strip()
         undo.callback(_run, "losetup", "--detach", loop)
-        _run(f"mkfs.{file_system}", *_MKFS[file_system], loop)
+        _run(f"mkfs.{file_system}", *_MKFS[file_system], *(_QUOTAS if quotas else ()), loop)
         target = folder / "disk"
         target.mkdir()
-        syscalls.mount(loop, str(target), file_system, _NOATIME)
+        syscalls.mount(loop, str(target), file_system, _NOATIME, "prjquota" if quotas else "")
         undo.callback(syscalls.umount, str(target))
         yield target
 
@@ -69,6 +69,12 @@ _MKFS = {  # an image is a hole, so there is nothing to discard, nor to fill wit
     "ext4": ("-q", "-O", "^has_journal", "-E", "nodiscard,assume_storage_prezeroed=1"),
     "btrfs": ("-q", "-K"),
 }
+_QUOTAS = ("-O", "quota,project", "-E", "quotatype=prjquota")
+
+
+def quota_ext4(folder: Path) -> contextlib.AbstractContextManager[Path]:
+    """A folder on ext4 that keeps project quotas."""
+    return on_disk("ext4", folder, quotas=True)
 
 
 def ext4(folder: Path) -> contextlib.AbstractContextManager[Path]:
