@@ -14,6 +14,7 @@ from typing import Protocol, runtime_checkable
 
 import attrs
 
+from thinpool.filesystem.holders import Holder
 from thinpool.filesystem.mounts import MountEntry
 from thinpool.findings import Finding
 from thinpool.layer.scope import Scope
@@ -22,8 +23,9 @@ from thinpool.model import Usage
 from thinpool.pool.health import PoolStatus
 
 __all__ = [
-    "INTENT", "Activating", "Ancestor", "BlockDevices", "Checking", "Compared", "Comparing", "Context", "Driver",
-    "DriverStatus", "DriverType", "Growable", "HandleTaken", "Joining", "Looking", "Noting", "PoolStatus", "Records",
+    "INTENT", "Activating", "Ancestor", "BlockDevices", "Checking", "Compared", "Comparing", "Context", "Deferring",
+    "Driver", "DriverStatus", "DriverType", "Growable", "HandleTaken", "Joining", "Looking", "Naming", "Noting",
+    "PoolStatus", "Records",
     "Reserving", "Sealing", "Storage", "Tracking", "Unsure", "Vouching",
 ]  # fmt: skip
 
@@ -107,7 +109,11 @@ class Driver(Protocol):
         """Make the storage ready for use; False where it was."""
 
     def down(self) -> None:
-        """Let go of all kernel objects of the store; nothing of it may be mounted."""
+        """Let go of all kernel objects of the store; nothing of it may be mounted.
+
+        Raises:
+            LayerInUse: something is in use; the message names all of it. The rest was let go.
+        """
 
     def create(self, handle: int, parent: Storage | None, size: int | None) -> int:
         """Make writable storage: a copy-on-write child of an immutable parent, or an empty file system.
@@ -202,6 +208,33 @@ class BlockDevices(Protocol):
 
     def open_device(self, storage: Storage) -> tuple[Path, int]:
         """Activate the layer's device: its path, and a file descriptor that keeps it active."""
+
+
+@runtime_checkable
+class Naming(Protocol):
+    """A driver that can tell who uses a layer's storage."""
+
+    def users(self, handle: int) -> Iterable[Holder]:
+        """Who uses it: for an error, so it may cost what it costs."""
+
+
+@runtime_checkable
+class Deferring(Protocol):
+    """A driver whose kernel objects go by themselves when their last user lets go."""
+
+    def defers(self, handle: int) -> bool:
+        """Whether storage that is in use will be let go so, and whoever uses it is not hindered if its layer goes.
+
+        Only what others have mounted counts as such a use, or files of a mount that is gone; not a block device that
+        somebody has open.
+        """
+
+    def down_later(self) -> None:
+        """As `down`, but what is in use goes when its last user lets go.
+
+        Raises:
+            LayerInUse: an option forbids that.
+        """
 
 
 @runtime_checkable

@@ -29,6 +29,7 @@ from thinpool.drivers.reserve import Reserve
 from thinpool.errors import ConfigError, LayerInUse, MountError, PoolFailed, PoolFull, TreeError
 from thinpool.filesystem import mounts, syscalls
 from thinpool.filesystem.directories import names
+from thinpool.filesystem.holders import Holder, in_use, of_mounts
 from thinpool.filesystem.mounts import MountEntry
 from thinpool.findings import Finding
 from thinpool.layer.scope import Scope
@@ -128,10 +129,13 @@ class Btrfs:
 
     def down(self) -> None:
         """Nothing is active but mounts."""
-        for entry in mounts.everywhere(self._device):
-            handle = self._holder(entry)
-            if handle is not None:
-                raise LayerInUse(f"the layer with number {handle} is mounted on {entry.target}")
+        found = [entry for entry in mounts.everywhere(self._device) if self._holder(entry) is not None]
+        if found:
+            raise in_use("layers are mounted in another mount namespace", of_mounts(found))
+
+    def users(self, handle: int) -> Iterator[Holder]:
+        """The mounts of a layer in all mount namespaces, and who works in them."""
+        return of_mounts(entry for entry in mounts.everywhere(self._device) if self._holder(entry) == handle)
 
     # -- layers
 

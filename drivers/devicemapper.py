@@ -33,6 +33,7 @@ from thinpool.errors import (
 )
 from thinpool.filesystem import mounts
 from thinpool.filesystem.formats import FileSystem, file_system
+from thinpool.filesystem.holders import Holder, Why, all_in_use, in_use
 from thinpool.filesystem.mounts import MountEntry
 from thinpool.findings import Finding
 from thinpool.metadata import Books, read_books
@@ -47,6 +48,8 @@ from thinpool.units import format_size
 _BEGUN = "pool-begun"
 _IDENTITY = "pool"
 _PAGE = 4096
+_LATER = "the pool stays active until they let go; thinpool down --lazy lets it go with them"
+_MOUNTED = {Why.MOUNT, Why.CWD, Why.ROOT, Why.FILE, Why.PROGRAM, Why.MAPPED}
 _FOREIGN_FIRST = 1 << 22
 _FOREIGN_LAST = 15 << 20
 
@@ -205,10 +208,35 @@ class Devicemapper:
 
     def down(self) -> None:
         """Deactivate every thin device of the store, then the pool, whose loop devices go with it."""
-        for handle in self._thins.active():
-            if not self._thins.deactivate(handle):
-                raise LayerInUse(self._thins.users(handle), hint="the pool stays active until it is let go")
+        busy = [handle for handle in self._thins.active() if not self._thins.deactivate(handle)]
+        if busy:
+            raise all_in_use([self._thins.busy(handle) for handle in busy], hint=_LATER)
         self._pool.deactivate()
+
+    def down_later(self) -> None:
+        """Let the kernel take devices, pool and loop devices down when their last user lets go."""
+        if not self._pool.options.use_deferred_removal:
+            self.down()
+            return
+        for handle in self._thins.active():
+            self._thins.deactivate(handle)
+        self._pool.deactivate(deferred=True)
+
+    def users(self, handle: int) -> Iterator[Holder]:
+        """Who uses a thin device."""
+        return self._thins.users(handle)
+
+    def defers(self, handle: int) -> bool:
+        """Whether it is mounted, and nothing else, and goes by itself."""
+        options = self._pool.options
+        if not options.use_deferred_removal or not options.use_deferred_deletion:
+            return False
+        info = self._thins.in_use(handle)
+        if info is None:
+            return True
+        with suppress(FileNotFoundError):  # gone just now
+            return is_claimed(device_path(info)) and all(holder.why in _MOUNTED for holder in self.users(handle))
+        return True
 
     def grow(self, *, data: int | None = None, metadata: int | None = None) -> None:
         """Extend the pool online to new total sizes in bytes."""
@@ -272,7 +300,7 @@ class Devicemapper:
         with suppress(DeviceMapperError):  # busy, as a rule
             return self._thins.delete(handle)
         if not self._thins.deactivate(handle):
-            raise LayerInUse(self._thins.users(handle))
+            raise LayerInUse(f"device {self._thins.name(handle)} is in use")  # caught, as it is tried again later
         return self._thins.delete(handle)
 
     def _give_back(self, handle: int) -> None:
@@ -335,7 +363,8 @@ class Devicemapper:
         info = self._thins.activate(storage.handle, storage.size, read_only=storage.immutable)
         device = device_path(info)
         if info.open_count and not storage.immutable and not is_claimed(device):
-            raise LayerInUse(f"{device} is open as a block device by another process, which a mount would corrupt")
+            what = f"{device} is open as a block device, which a mount would corrupt"
+            raise in_use(what, self.users(storage.handle))
         return device
 
     def _mount_options(self) -> list[str]:
@@ -346,7 +375,8 @@ class Devicemapper:
         info = self._thins.activate(storage.handle, storage.size, read_only=storage.immutable)
         device = device_path(info)
         if info.open_count and not storage.immutable and is_claimed(device):
-            raise LayerInUse(f"{device} is mounted; a block device and a mount of it would corrupt each other")
+            what = f"{device} is mounted, and a block device and a mount of it would corrupt each other"
+            raise in_use(what, self.users(storage.handle))
         return device, os.open(device, os.O_RDONLY | os.O_CLOEXEC)
 
     def release(self, handle: int) -> bool:

@@ -29,6 +29,7 @@ from thinpool.drivers.uses import Uses
 from thinpool.errors import LayerInUse, MountError, PoolFull
 from thinpool.filesystem import syscalls as sys
 from thinpool.filesystem.directories import names
+from thinpool.filesystem.holders import Holder, in_use
 from thinpool.filesystem.mounts import MountEntry
 from thinpool.findings import Finding
 from thinpool.layer import removal
@@ -164,7 +165,11 @@ class StackDriver:
     def down(self) -> None:
         """There is nothing to let go of, but nothing may be mounted."""
         if self._uses.is_anything_mounted():
-            raise LayerInUse("a layer is mounted in another mount namespace")
+            raise in_use("layers are mounted in another mount namespace", self._uses.users())
+
+    def users(self, handle: int) -> Iterator[Holder]:
+        """The mounts of a layer in all mount namespaces, and who works in them."""
+        return self._uses.users(handle)
 
     def mend(self) -> None:
         """A process that dies leaves nothing in the kernel, but maybe an upper that it had half made."""
@@ -227,7 +232,8 @@ class StackDriver:
             if there is not None:
                 return there
             if self._is_writing(handle):
-                raise LayerInUse("a process still has files of the layer open, after its mount was detached")
+                what = "a process still has files of the layer open, after its mount was detached"
+                raise in_use(what, self.users(handle))
         self._make_work(handle, limited=bool(storage.size))
         stack = Stack(
             self._uses.source(handle), self._branches.below(handle), name_of(handle), limited=bool(storage.size)

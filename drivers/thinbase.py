@@ -5,7 +5,7 @@ from contextlib import suppress
 
 from thinpool.dm.device import device_path
 from thinpool.drivers.base import Records, Storage
-from thinpool.errors import LayerInUse, ThinPoolError
+from thinpool.errors import ThinPoolError
 from thinpool.filesystem.formats import FileSystem, make_base
 from thinpool.pool import ThinIdTaken, ThinPool
 
@@ -65,7 +65,7 @@ class Base:
         device = device_path(thins.activate(handle, size))
         make_base(self._file_system, device, self._mkfs_arguments())
         if not thins.deactivate(handle):
-            raise LayerInUse(thins.users(handle))
+            raise thins.busy(handle)
 
     def _mkfs_arguments(self) -> str:
         """What is asked for; in a pool that does not zero blocks, mke2fs must write the zeros that it counts on."""

@@ -10,6 +10,7 @@ import attrs
 
 from thinpool.errors import LayerInUse
 from thinpool.filesystem import syscalls as sys
+from thinpool.filesystem.holders import Holder, of_mounts
 from thinpool.filesystem.mounts import MountEntry, parse_mountinfo
 from thinpool.filesystem.threads import apart
 
@@ -51,6 +52,17 @@ class Uses:
     def is_anything_mounted(self) -> bool:
         """Whether any layer is."""
         return self._any(f" - {self.fs_type} {self.prefix}:")
+
+    def users(self, handle: int | None = None) -> Iterator[Holder]:
+        """The mounts of one layer, or of all, and who works in them; looked for, so for an error only."""
+        word = f" - {self.fs_type} {self.prefix if handle is None else self.source(handle)}".encode()
+        lines = (line for _, table in _tables() for line in table.splitlines() if word in line)
+        found: dict[tuple[int, int], list[MountEntry]] = {}
+        for entry in map(parse_mountinfo, lines):
+            if self.handle_of(entry) in ({handle} if handle is not None else {self.handle_of(entry)} - {None}):
+                found.setdefault(entry.device, []).append(entry)
+        for entries in found.values():
+            yield from of_mounts(entries)
 
     def _any(self, text: str) -> bool:
         return any(text.encode() in table for _, table in _tables())

@@ -5,8 +5,11 @@ the reader can do about it. `exit_status` is what the command line ends with (0 
 found, 4 exists or in use, 5 pool full or failed, 6 not supported here).
 """
 
-from collections.abc import Mapping
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from thinpool.filesystem.holders import Holder
 
 __all__ = [
     "ArchiveError",
@@ -69,9 +72,17 @@ class LayerExists(ThinPoolError):
 
 
 class LayerInUse(ThinPoolError):
-    """The layer has children, or is mounted or open: the message names the holders."""
+    """The layer has children, or is mounted or open: the message names the holders.
+
+    Attributes:
+        holders: who was found to hold it, as values; of children, and where nobody was looked for, there are none.
+    """
 
     exit_status = 4
+
+    def __init__(self, message: str, *, hint: str | None = None, holders: Sequence["Holder"] = ()) -> None:
+        super().__init__(message, hint=hint)
+        self.holders = tuple(holders)
 
 
 class InvalidName(ThinPoolError):

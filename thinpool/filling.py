@@ -18,10 +18,12 @@ import attrs
 from thinpool import recovery
 from thinpool.crashpoints import point
 from thinpool.drivers.base import Noting, Sealing
-from thinpool.errors import LayerInUse, LayerNotFound, PoolFailed, PoolFull
+from thinpool.errors import LayerNotFound, PoolFailed, PoolFull
+from thinpool.filesystem.holders import in_use, of_lock
 from thinpool.filesystem.syscalls import syncfs
 from thinpool.layer.limits import Limits
 from thinpool.layer.unpack import UnpackResult, unpack_layer
+from thinpool.locks import LAYER_BASE
 from thinpool.model import Kind
 from thinpool.mounting import attached, tree
 from thinpool.session import Session
@@ -131,7 +133,7 @@ class Filling:
             handle, size = session.create(parent, None)
             lock = session.locks.try_layer(handle, self._lock)
             if lock is None:
-                raise LayerInUse(f"storage number {handle} is held by another process")
+                raise in_use(f"storage number {handle} is in use", of_lock(session.root.lock, LAYER_BASE + handle))
             self._lock = lock
             record = session.new_record(handle, name, parent, Kind.COMMITTED, size=size, phase="filling", labels=labels)
             session.state.add(record)

@@ -1,14 +1,17 @@
 """Layers made, committed and removed: the operations that change records and storage together."""
 
+import logging
 import time
 from collections.abc import Mapping
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import attrs
 
 from thinpool import recovery
-from thinpool.drivers.base import Sealing, Vouching
+from thinpool.drivers.base import Deferring, Sealing, Vouching
 from thinpool.errors import ConfigError, LayerInUse, WrongKind
+from thinpool.filesystem.holders import in_use, named
 from thinpool.model import Kind, Layer
 from thinpool.mounting import targets
 from thinpool.session import Session, storage
@@ -18,6 +21,8 @@ from thinpool.units import human_size
 if TYPE_CHECKING:
     from thinpool.quiescing import Quiesce
 
+_LOG = logging.getLogger(__name__)
+_EARLIER = 4
 _PASSING_SECONDS = 0.5
 _POLL_SECONDS = 0.01
 
@@ -117,7 +122,8 @@ def remove(session: Session, name: str) -> None:
     """Remove a layer that has no children and is in nobody's use.
 
     Steps: one durable record that gives the name free and marks the storage; the storage deleted; the record dropped,
-    which needs no durability of its own.
+    which needs no durability of its own. Where only others still have it mounted, the last two follow when they let
+    go: with the next removal, or the next process that uses the store.
     """
     session.make_room()
     session.ready()
@@ -130,12 +136,22 @@ def remove(session: Session, name: str) -> None:
                 mark.begin()
                 session.state.doom(record.handle)
         recovery.sweep(session.state, session.driver, session.locks, record)
+        _sweep_earlier(session, record)
+
+
+def _sweep_earlier(session: Session, removed: LayerRecord) -> None:
+    """Delete storage of layers that were removed before, whose last user has let go since; a few, as all may cost."""
+    doomed = (each for each in session.state.unfinished() if each.phase == "doomed" and each.handle != removed.handle)
+    for record in islice(doomed, _EARLIER):
+        recovery.sweep(session.state, session.driver, session.locks, record)
 
 
 def _refuse_use(session: Session, record: LayerRecord) -> None:
     """Raise LayerInUse where a layer is used, but wait for what only passes by.
 
     A mount namespace that somebody makes, if only to leave the mounts behind at once, holds all of them for a moment.
+    One that stays, with a copy of a mount that is gone here, does not keep the layer from being removed where its
+    storage can follow later.
     """
     if session.release(record.handle):
         return
@@ -145,5 +161,12 @@ def _refuse_use(session: Session, record: LayerRecord) -> None:
         time.sleep(_POLL_SECONDS)
         if session.release(record.handle):
             return
-    users = f"mounted on {', '.join(map(str, where))}" if where else "open or mounted by another process"
-    raise LayerInUse(f"layer {record.name} is {users}", hint=f"thinpool umount {record.name}")
+    if where:
+        users = f"mounted on {', '.join(map(str, where))}"
+        raise LayerInUse(f"layer {record.name} is {users}", hint=f"thinpool umount {record.name}")
+    driver = session.driver
+    if isinstance(driver, Deferring) and not session.locks.is_used(record.handle) and driver.defers(record.handle):
+        users = named(session.users(record.handle)) or "nobody by now"
+        _LOG.warning("layer %s is removed, and its storage when who still has it lets go: %s", record.name, users)
+        return
+    raise in_use(f"layer {record.name} is in use", session.users(record.handle))

@@ -17,7 +17,7 @@ from thinpool import volumes
 from thinpool.crashpoints import point
 from thinpool.drivers.base import BlockDevices, Joining, Looking, Storage
 from thinpool.errors import DriverUnsupported, LayerInUse, LayerNotFound, MountError
-from thinpool.filesystem import mounts
+from thinpool.filesystem import mounts, namespaces
 from thinpool.filesystem.syscalls import is_mount_root
 from thinpool.locks import WriterMark
 from thinpool.model import Kind, Volume
@@ -298,8 +298,14 @@ def _is_there(session: Session, record: LayerRecord, target: Path) -> bool:
     return holder is not None
 
 
-def unmount(session: Session, given: str | os.PathLike[str]) -> None:
-    """Unmount a layer everywhere in this mount namespace, or what is mounted on one directory."""
+def unmount(session: Session, given: str | os.PathLike[str], *, lazy: bool = False) -> None:
+    """Unmount a layer everywhere in this mount namespace, or what is mounted on one directory.
+
+    Args:
+        session: the store.
+        given: the layer's name, or the directory.
+        lazy: detach what is busy.
+    """
     text = os.fspath(given)
     if isinstance(given, str) and not text.startswith("/"):
         record = session.state.layer(text)
@@ -308,7 +314,7 @@ def unmount(session: Session, given: str | os.PathLike[str]) -> None:
             if not found:
                 raise MountError(f"layer {text} is not mounted")
             for place in reversed(found):
-                _unmount(session, record.handle, place)
+                _unmount(session, record.handle, place, lazy=lazy)
             return
         if not os.path.lexists(text):
             raise LayerNotFound(f"no layer and no directory is named {text!r}")
@@ -316,16 +322,48 @@ def unmount(session: Session, given: str | os.PathLike[str]) -> None:
     handle = mounted_at(session, place)
     if handle is None:
         raise MountError(f"no layer of this store is mounted on {place}")
-    _unmount(session, handle, place)
+    _unmount(session, handle, place, lazy=lazy)
 
 
-def unmount_all(session: Session) -> None:
-    """Unmount every layer of the store in this mount namespace, last mounted first."""
+def unmount_all(session: Session, *, lazy: bool = False) -> list[LayerInUse]:
+    """Unmount every layer of the store in this mount namespace, last mounted first: what could not be, each named.
+
+    Args:
+        session: the store.
+        lazy: detach what is busy.
+    """
+    busy: list[LayerInUse] = []
     for entry in reversed(list(mounts.mount_table())):
         handle = session.driver.handle_of(entry)
-        if handle is not None:
-            _take_off(session, handle, entry.target)
+        if handle is None:
+            continue
+        try:
+            _take_off(session, handle, entry.target, lazy=lazy)
+        except LayerInUse as error:
+            busy.append(error)
+        except MountError:
+            if any(other.mount_id == entry.mount_id for other in mounts.mount_table()):
+                raise  # else it went with a mount that was detached, or somebody was faster
+        else:
             _drop_private(session, entry.target)
+    return busy
+
+
+def detach_elsewhere(session: Session) -> None:
+    """Detach the layers of the store in all other mount namespaces that can be entered; what cannot be stays."""
+
+    def take_off(entry: mounts.MountEntry) -> bool:
+        if session.driver.handle_of(entry) is None:
+            return False
+        with suppress(MountError):
+            mounts.detach(entry.target)
+            return True
+        return False
+
+    for namespace in namespaces.mount_namespaces():
+        if not namespace.is_own:
+            with suppress(OSError):  # it ended, or keeps us out
+                namespaces.entries_inside(namespace, take_off)
 
 
 def targets(session: Session, handle: int) -> list[Path]:
@@ -381,14 +419,23 @@ def _end_mount(session: Session, handle: int, target: Path) -> None:
     session.let_go(handle)
 
 
-def _unmount(session: Session, handle: int, target: Path) -> None:
-    _take_off(session, handle, target)
+def _unmount(session: Session, handle: int, target: Path, *, lazy: bool) -> None:
+    _take_off(session, handle, target, lazy=lazy)
     _drop_private(session, target)
     session.let_go(handle)
 
 
-def _take_off(session: Session, handle: int, target: Path) -> None:
-    """Unmount a layer with its volumes, or neither."""
+def _take_off(session: Session, handle: int, target: Path, *, lazy: bool = False) -> None:
+    """Unmount a layer with its volumes, or neither; with `lazy`, detach them if they are busy."""
+    try:
+        _take_off_whole(session, handle, target)
+    except LayerInUse:
+        if not lazy:
+            raise
+        mounts.detach(target)
+
+
+def _take_off_whole(session: Session, handle: int, target: Path) -> None:
     record = session.state.by_handle(handle)
     if record is not None and record.kind is Kind.ACTIVE and isinstance(session.driver, Joining):
         with suppress(LayerInUse):  # hidden by another mount: that must not keep anybody from unmounting

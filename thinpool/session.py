@@ -11,9 +11,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 
 from thinpool import recovery
-from thinpool.drivers.base import INTENT, Driver, HandleTaken, Reserving, Storage
+from thinpool.drivers.base import INTENT, Driver, HandleTaken, Naming, Reserving, Storage
 from thinpool.errors import LayerExists, LayerInUse, LayerNotFound, PoolFailed, PoolFull, WrongKind
-from thinpool.locks import LockFile, WriterMark
+from thinpool.filesystem.holders import Holder, in_use, of_lock
+from thinpool.locks import USE_BASE, LockFile, WriterMark
 from thinpool.model import Kind, check_name
 from thinpool.root import Root
 from thinpool.state import LayerRecord, Phase, State
@@ -186,7 +187,14 @@ class Session:
     def release_wholly(self, record: LayerRecord) -> None:
         """Release storage that nobody but us may use; raise LayerInUse where somebody does."""
         if not self.release(record.handle):
-            raise LayerInUse(f"the storage of layer {record.name} is held by another process")
+            raise in_use(f"the storage of layer {record.name} is in use", self.users(record.handle))
+
+    def users(self, handle: int) -> Iterator[Holder]:
+        """Who uses storage: whom the locks show, and whom the driver finds. It is looked for, so for errors only."""
+        if self.locks.is_used(handle):
+            yield from of_lock(self.root.lock, USE_BASE + handle)
+        if isinstance(self.driver, Naming):
+            yield from self.driver.users(handle)
 
     def let_go(self, handle: int) -> None:
         """Release storage that this process no longer uses, and delete it where only that was waited for."""

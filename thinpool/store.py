@@ -2,12 +2,12 @@
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Literal, Self
 
-from thinpool import layers, mounting
+from thinpool import layers, mounting, stopping
 from thinpool.drivers.base import Growable
 from thinpool.errors import DriverUnsupported, LayerNotFound
 from thinpool.filesystem.mounts import mount_table
@@ -277,15 +277,20 @@ class Store:
         where = None if target is None else Path(os.path.abspath(target))
         return mounting.mount(self._session, name, where, read_only=read_only, own=volumes, others=volumes_from)
 
-    def unmount(self, name_or_target: str | os.PathLike[str]) -> None:
+    def unmount(self, name_or_target: str | os.PathLike[str], *, lazy: bool = False) -> None:
         """Unmount a layer everywhere in this mount namespace, or what is mounted on one directory.
+
+        Args:
+            name_or_target: the layer's name, or the directory.
+            lazy: detach what is busy, with all that is mounted inside: it is gone from the directory at once, and
+                unmounted when the last one who has something of it lets go.
 
         Raises:
             LayerNotFound: it is the name of neither.
-            LayerInUse: a process works in it.
+            LayerInUse: a process works in it, or something is mounted inside; the message names what.
             MountError: the layer is not mounted, or no layer of this store is mounted there.
         """
-        mounting.unmount(self._session, name_or_target)
+        mounting.unmount(self._session, name_or_target, lazy=lazy)
 
     def device(self, name: str) -> BlockDevice:
         """The layer's block device, for a microVM: a path that is also a context manager, active until it is closed.
@@ -481,20 +486,22 @@ class Store:
         """Activate the storage, and end what a crash left half done."""
         self._session.ready(again=True)
 
-    def down(self) -> None:
+    def down(self, *, lazy: bool = False, force: bool = False, timeout: float = 0.0) -> None:
         """Unmount every layer in this mount namespace, and let go of all kernel objects of the store.
 
+        What is mounted inside a layer goes before it if it is a layer or a volume; what others mounted there is theirs,
+        and in the way. Nobody is sent a signal, and whoever has a file open keeps it.
+
+        Args:
+            lazy: detach what is busy; devices, pool and loop devices go when their last user lets go, unless
+                dm.use_deferred_removal is off.
+            force: the same, and the layers are detached in all other mount namespaces too.
+            timeout: seconds to wait for those who hold something to let go, before that, or before giving up.
+
         Raises:
-            LayerInUse: something is in use; what was unmounted until then stays unmounted.
+            LayerInUse: something is in use; the message names all of it, and by whom. What is not is down.
         """
-        session = self._session
-        with session.locks.writer():  # and no mending first: a pool that has failed must come down too
-            mounting.unmount_all(session)
-            session.driver.down()
-            for name in os.listdir(session.root.mounts):
-                with suppress(OSError):  # somebody's mount point in another namespace
-                    os.rmdir(session.root.mounts / name)
-        session.lie_down()
+        stopping.stop(self._session, lazy=lazy, force=force, timeout=timeout)
 
     def check(self) -> "Sequence[Finding]":
         """Look for what is not as it should be: records against storage, kernel, mounts and the pool's metadata.

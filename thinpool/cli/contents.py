@@ -74,16 +74,19 @@ def mount(
     examples=[
         ("thinpool umount /mnt", "what is mounted on /mnt"),
         ("thinpool umount job", "job, wherever it is mounted"),
+        ("thinpool umount --lazy job", "also while somebody works in it"),
     ],
 )
 @click.argument("place", metavar="NAME|DIR")
-def umount(settings: Settings, place: str) -> None:
+@click.option("--lazy", is_flag=True, help="Detach what is busy; who has a file of it open keeps that.")
+def umount(settings: Settings, place: str, *, lazy: bool) -> None:
     """Unmount the layer NAME everywhere, or the layer that is mounted on the directory DIR.
 
-    A word that is the name of a layer is taken as that; write ./DIR for a directory of the same name.
+    A word that is the name of a layer is taken as that; write ./DIR for a directory of the same name. Where it is busy,
+    the error names by whom.
     """
     with settings.open_store() as store:
-        store.unmount(place)
+        store.unmount(place, lazy=lazy)
 
 
 @command(

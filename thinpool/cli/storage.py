@@ -110,14 +110,33 @@ def up(settings: Settings) -> None:
         store.up()
 
 
-@command("down", examples=[("thinpool down", "let go of everything, before a shutdown")])
-def down(settings: Settings) -> None:
+@command(
+    "down",
+    examples=[
+        ("thinpool down", "let go of everything, before a shutdown"),
+        ("thinpool down --timeout 30", "wait for those who still work in a layer"),
+        ("thinpool down --timeout 30 --lazy", "and then detach what they hold, which goes with them"),
+    ],
+)
+@click.option("--lazy", is_flag=True, help="Detach what is busy; it goes for good when its last user lets go.")
+@click.option("--force", is_flag=True, help="As --lazy, and detach the layers in all other mount namespaces too.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    metavar="SECONDS",
+    help="How long to wait for those who hold something.",
+)
+def down(settings: Settings, *, lazy: bool, force: bool, timeout: float) -> None:
     """Unmount all layers of this store and deactivate all its devices, in order.
 
-    The layers stay; the next command that needs them, or `up`, activates the storage again.
+    The layers stay; the next command that needs them, or `up`, activates the storage again. What is in use stays, and
+    the error (exit status 4) names all of it and who uses it; what is not is down. Nobody is sent a signal. Detached,
+    a layer is gone from its directory at once; who has a file of it open, or works in it, goes on with it, and its
+    device, the pool and the loop devices go when the last of them lets go (unless dm.use_deferred_removal is off).
     """
     with settings.open_store() as store:
-        store.down()
+        store.down(lazy=lazy, force=force, timeout=timeout)
 
 
 @command(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import attrs
 
-from thinpool.errors import LayerInUse, MountError
+from thinpool.errors import MountError
 from thinpool.filesystem import syscalls as sys
 
 _ESCAPE = re.compile(rb"\\([0-7]{3})")
@@ -229,17 +229,32 @@ def unmount(target: Path) -> None:
     """Undo the topmost mount at a target.
 
     Raises:
-        LayerInUse: somebody works in it.
+        LayerInUse: somebody works in it; the message names who.
         MountError: nothing is mounted there.
     """
     try:
         sys.umount(str(target))
     except OSError as error:
         if error.errno == errno.EBUSY:
-            raise LayerInUse(
-                f"{target} is busy: a process has its working directory, a file or a mount in it",
-                hint=f"fuser -vm {target} names the processes",
-            ) from error
+            from thinpool.filesystem import holders  # noqa: PLC0415 - for this error only
+
+            hint = "end that, or let it keep what it has: thinpool umount --lazy"
+            raise holders.in_use(f"{target} is busy", holders.of_mount(target), hint=hint) from error
         if error.errno in {errno.EINVAL, errno.ENOENT}:
             raise MountError(f"nothing is mounted on {target}") from error
         raise MountError(f"cannot unmount {target}: {os.strerror(error.errno or 0)}") from error
+
+
+def detach(target: Path) -> None:
+    """Take the topmost mount off a target, with all that is mounted below it, whoever is at work in it.
+
+    Nobody finds it by its path any more; who has something of it keeps that, and the file system is unmounted when the
+    last one lets go (MNT_DETACH in umount(2)).
+
+    Raises:
+        MountError: nothing is mounted there.
+    """
+    try:
+        sys.umount(str(target), sys.MNT_DETACH | sys.UMOUNT_NOFOLLOW)
+    except OSError as error:
+        raise MountError(f"cannot detach {target}: {os.strerror(error.errno or 0)}") from error

@@ -155,7 +155,8 @@ class PoolOptions:
         values.truth,
         values.show,
         Later.CHANGE,
-        "accepted, and without effect: a layer in use is not removed, and what is replaced goes with its last user",
+        "a layer that others still have mounted, in another mount namespace, can be removed, and its storage goes with"
+        " its last user; else that is an error",
     )
     thinp_autoextend_threshold: int = _option(
         "80",

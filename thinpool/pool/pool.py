@@ -24,6 +24,7 @@ from thinpool.dm import ThinPool as ThinPoolTarget
 from thinpool.dm.device import block_device_size, create_device, remove_device, swap_table
 from thinpool.dm.status import ThinPoolStatus
 from thinpool.errors import ConfigError, DeviceMapperError, PoolFailed
+from thinpool.filesystem.holders import in_use, of_device
 from thinpool.metadata import Books, read_superblock
 from thinpool.metadata.snapshot import metadata_snapshot, release_leftover
 from thinpool.metadata.superblock import Superblock
@@ -175,12 +176,13 @@ class ThinPool:
             return False
         if info is not None:
             self._refuse_others(info)
-            if info.active:
+            if info.active and self._stays(info):
                 if info.suspended:
                     self._control.resume(self.name)
                     point("pool-resumed")
                 return False
-            remove_device(self._control, self.name)
+            if not info.active:
+                remove_device(self._control, self.name)
         with open_backing(self._directory, self.options) as backing:
             found = self._check_metadata(backing)
             self._activate_on(backing, _countable(found, block_device_size(backing.data)))
@@ -231,11 +233,14 @@ class ThinPool:
         if self.identity is not None:
             self.identity = self.identity.move(current, self._remember, put)
 
-    def deactivate(self) -> None:
+    def deactivate(self, *, deferred: bool = False) -> None:
         """Deactivate the pool, its transaction id moved on; nothing happens where it is inactive.
 
+        Args:
+            deferred: where it is in use, it goes when its last user lets go, with the transaction id that it has.
+
         Raises:
-            DeviceMapperError: EBUSY, where thin devices are active.
+            LayerInUse: it is in use, and the message names by whom.
         """
         info = None if self.is_foreign else find_device(self._control, self.name)
         if info is None:
@@ -245,7 +250,26 @@ class ThinPool:
             status = thin.pool_status(self._control, self.name)
             if trouble(self.name, status) is None:
                 self._move_on(status.transaction_id)
-        remove_device(self._control, self.name)
+        try:
+            remove_device(self._control, self.name, deferred=deferred)
+        except DeviceMapperError as error:
+            if error.errno == errno.ENXIO and deferred:  # gone just now, with its last user
+                return
+            if error.errno != errno.EBUSY:
+                raise
+            raise in_use(f"pool {self.name} is in use", of_device((info.major, info.minor))) from error
+
+    def _stays(self, info: DeviceInfo) -> bool:
+        """Whether a pool that is active goes on: one that was to go with its last user stays, if it is there still."""
+        if not info.deferred_remove:
+            return True
+        try:
+            self._control.message(self.name, "@cancel_deferred_remove")
+        except DeviceMapperError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            return False
+        return True
 
     # -- larger
 

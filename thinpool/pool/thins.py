@@ -6,17 +6,17 @@ without a table, which the next activation takes away, or one that is suspended,
 """
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 from thinpool.crashpoints import point
 from thinpool.dm import Control, DeviceInfo, TableEntry, Thin, thin
 from thinpool.dm.device import create_device, remove_device
 from thinpool.errors import DeviceMapperError, LayerInUse, PoolFailed, PoolFull
+from thinpool.filesystem import holders
 from thinpool.pool.devices import find_device, find_number
 from thinpool.pool.health import trouble
 from thinpool.pool.holding import Holder
-from thinpool.pool.users import users
 from thinpool.pool.written import WriteNotes
 from thinpool.units import to_sectors
 
@@ -178,12 +178,15 @@ class ThinDevices:
         info = find_device(self._control, self.name(thin_id))
         return info if info is not None and info.open_count > 0 else None
 
-    def users(self, thin_id: int) -> str:
-        """Who uses a thin device, for people: `device NAME is in use: mounted on /mnt`."""
-        name = self.name(thin_id)
-        info = find_device(self._control, name)
-        who = "" if info is None else users((info.major, info.minor))
-        return f"device {name} is in use" + (f": {who}" if who else " by another process")
+    def users(self, thin_id: int) -> Iterator[holders.Holder]:
+        """Who uses a thin device; nobody where it is not active."""
+        info = find_device(self._control, self.name(thin_id))
+        if info is not None:
+            yield from holders.of_device((info.major, info.minor))
+
+    def busy(self, thin_id: int, *, hint: str | None = None) -> LayerInUse:
+        """The error that names them: `device NAME is in use: mounted on /mnt`."""
+        return holders.in_use(f"device {self.name(thin_id)} is in use", self.users(thin_id), hint=hint)
 
     def number_of(self, device: tuple[int, int]) -> int | None:
         """The number of the thin device at (major, minor); None where that is none of ours."""

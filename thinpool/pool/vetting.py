@@ -16,10 +16,10 @@ import pyudev
 
 from thinpool import loop
 from thinpool.errors import ConfigError, DeviceUnsafe, PoolFailed, ToolError
+from thinpool.filesystem.holders import above
 from thinpool.filesystem.mounts import mount_table
 from thinpool.filesystem.tools import tool
 from thinpool.metadata.superblock import Superblock, read_superblock
-from thinpool.pool.users import holders
 
 _PROBED = ("PTTYPE", "TYPE", "USAGE", "LABEL", "UUID")
 
@@ -96,7 +96,7 @@ def _users(device: _Device) -> Iterator[str]:
     partitions = [child.sys_name for child in _partitions(device.node)]
     if partitions:
         yield f"has partitions: {', '.join(sorted(partitions))}"
-    held_by = holders((os.major(device.number), os.minor(device.number)))
+    held_by = above((os.major(device.number), os.minor(device.number)))
     if held_by:
         yield f"is held by {', '.join(held_by)}"
     for other in _other_loops(device):
