@@ -4,7 +4,7 @@ import os
 import subprocess
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ from thinpool.errors import LayerInUse
 from thinpool.filesystem import mounts, syscalls
 from thinpool.filesystem.holders import Why
 from thinpool.metadata import Books
+from thinpool.mounting import looked_into
 
 pytestmark = pytest.mark.kernel
 
@@ -233,6 +234,20 @@ def test_a_copy_in_another_namespace_keeps_nobody_from_starting_again(store: Sto
         store.prepare("work", "done")
         with store.mount("work") as root:
             assert (root / "more").exists()
+
+
+def test_a_look_inside_is_copied_by_nobody(store: Store) -> None:
+    """What diff, export and import look into is in no mount table, so a namespace that is made meanwhile lacks it."""
+    store.prepare("work")
+    with ExitStack() as held:
+        with looked_into(store._session, "work") as (_, root):
+            number = os.fstat(root).st_dev
+            held.enter_context(somebody("", "unshare", "--mount", "--propagation", "private"))
+            assert list(mounts.everywhere((os.major(number), os.minor(number)))) == []
+            with pytest.raises(LayerInUse, match=rf"pid {os.getpid()} \(.*\), at work with it"):
+                store.remove("work")
+        store.remove("work")
+        assert store._session.state.unfinished() == []
 
 
 def test_a_copy_of_a_private_mount_goes_with_it(store: Store) -> None:

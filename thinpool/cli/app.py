@@ -47,6 +47,7 @@ _SECTIONS = {
     },
     "Tools": {
         "device": "thinpool.cli.device:device",
+        "systemd": "thinpool.cli.systemd:systemd",
         "completion": "thinpool.cli.completion:completion",
     },
 }

@@ -97,6 +97,7 @@ SCENES = {
     "run": Scene(("run", "x", "--", "sh", "-c", ":"), ({"x"}, {"x"})),
     "import": Scene(("import", "x", "TAR"), (set(), {"x"}), prepared=False),
     "export": Scene(("export", "base", "-o", "OUT"), (set(), set()), prepared=False),
+    "diff": Scene(("diff", "x"), ({"x"}, {"x"})),
     "du": Scene(("du",), ({"x"}, {"x"})),
 }
 
