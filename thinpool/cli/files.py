@@ -12,6 +12,7 @@ from typing import IO
 
 import click
 
+from thinpool.cli import signals
 from thinpool.cli.output import binary_stdout
 
 STANDARD = Path("-")
@@ -61,7 +62,7 @@ def sink(path: Path) -> Iterator[IO[bytes]]:
     """
     if path == STANDARD:
         refuse_terminal()
-        with binary_stdout() as stream:
+        with signals.dropping_output(), binary_stdout() as stream:
             yield stream
         return
     target = Path(os.path.realpath(path))

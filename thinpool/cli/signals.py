@@ -57,6 +57,23 @@ def disregard() -> None:
 
 
 @contextlib.contextmanager
+def dropping_output() -> Iterator[None]:
+    """While an archive goes to standard output, let a signal drop the rest of it.
+
+    Whoever reads it may have stopped reading, and a thread that writes would wait for ever.
+    """
+    mine = [signum for signum in HANDLED if signal.getsignal(signum) is _raise_once]
+    for signum in mine:
+        signal.signal(signum, _drop_and_raise)
+    try:
+        yield
+    finally:
+        for signum in mine:
+            if signal.getsignal(signum) is _drop_and_raise:
+                signal.signal(signum, _raise_once)
+
+
+@contextlib.contextmanager
 def left_to_child() -> Iterator[None]:
     r"""While a command runs in the foreground of our terminal, leave the keyboard's signals to it.
 
@@ -88,6 +105,18 @@ def _leave(_signum: int, _frame: FrameType | None) -> None:
 
 def _raise_once(signum: int, _frame: FrameType | None) -> None:
     disregard()
+    raise Interrupted(signum)
+
+
+def _drop_and_raise(signum: int, _frame: FrameType | None) -> None:
+    disregard()
+    null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+    os.dup2(null, 1)
+    os.close(null)
+    for thread in threading.enumerate():  # a write that waits returns, and is tried again where it waits for nobody
+        if thread is not threading.current_thread() and thread.ident is not None:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pthread_kill(thread.ident, signum)
     raise Interrupted(signum)
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from thinpool import Store
+
 from .conftest import OPTIONS, SMALL, Cli
 
 pytestmark = pytest.mark.kernel
@@ -259,6 +261,22 @@ def test_a_signal_ends_an_import(with_base: Cli, busybox_tar: Path, signum: sign
     assert errors[0].startswith(b"thinpool: error: ")
     assert cli("ls", "-q") == "base\n"
     assert cli("import", "more", str(busybox_tar)) == ""
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_an_export(with_base: Cli, signum: signal.Signals) -> None:
+    with with_base.start("export", "base", stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.read(1)  # it has begun, and a pipe does not hold all of it
+        process.send_signal(signum)
+        process.wait()
+        assert process.stderr is not None
+        assert process.stderr.read().splitlines() == [
+            b"thinpool: error: " + (b"interrupted" if signum == signal.SIGINT else f"ended by {signum.name}".encode())
+        ]
+    assert process.returncode == 128 + signum
+    with Store.open(with_base.root) as store:
+        assert store._session.release(store._session.record("base").handle)
 
 
 @pytest.mark.parametrize("arguments", [("ls", "-q"), ("ls", "--json"), ("tree",), ("export", "base")])
