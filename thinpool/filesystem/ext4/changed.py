@@ -23,7 +23,7 @@ from typing import Final, NamedTuple
 from thinpool.filesystem.ext4.errors import Unreadable
 from thinpool.filesystem.ext4.extents import in_inode
 from thinpool.filesystem.ext4.image import Image
-from thinpool.filesystem.ext4.inode import EXTENTS_FLAG, Inode, parse_inode
+from thinpool.filesystem.ext4.inode import EXTENTS_FLAG, Inode
 from thinpool.filesystem.ext4.superblock import BLOCK_SIZE
 
 __all__ = ["TWO_TICKS_NS", "Changed", "State", "changed_inodes", "check_comparable", "is_late"]
@@ -37,6 +37,10 @@ _WINDOW: Final = 1 << 19
 _PIECE: Final = 1 << 16
 _TABLE_PARTS: Final = 64
 _NANOSECONDS: Final = 1_000_000_000
+_KNOWN_AT = 0x80
+_CTIME_EXTRA = struct.Struct("<H2xI")  # i_extra_isize and i_ctime_extra, from _KNOWN_AT on
+_CTIME_EXTRA_AT = 0x84
+_EPOCHS = bytes(byte & 3 for byte in range(256))
 _DEPTH = struct.Struct("<6xH")
 _INDIRECT = struct.Struct("<48xIII")
 
@@ -133,13 +137,13 @@ def changed_inodes(
 
 def is_late(inode: Inode, complete_ns: int | None) -> bool:
     """Whether an inode may have been changed within two ticks of the time when its layer was complete, or later."""
-    return complete_ns is None or _may_repeat(inode, complete_ns - TWO_TICKS_NS)
+    return complete_ns is None or _may_repeat(inode.ctime_ns, complete_ns - TWO_TICKS_NS)
 
 
-def _may_repeat(inode: Inode, before_ns: int) -> bool:
-    """Whether an inode's ctime may be shown again by a later change; one of whole seconds may tick in seconds."""
-    margin = 0 if inode.ctime_ns % _NANOSECONDS else 2 * _NANOSECONDS
-    return inode.ctime_ns >= before_ns - margin
+def _may_repeat(ctime_ns: int, before_ns: int) -> bool:
+    """Whether a ctime may be shown again by a later change; one of whole seconds may tick in seconds."""
+    margin = 0 if ctime_ns % _NANOSECONDS else 2 * _NANOSECONDS
+    return ctime_ns >= before_ns - margin
 
 
 def _table_parts(older: Image, newer: Image, differing: Iterable[tuple[int, int]]) -> Iterator[range]:
@@ -182,36 +186,27 @@ class _Search:
         self._before_ns = before_ns
         self._size = older.superblock.inode_size
         self._special = older.superblock.special_inodes
-        # ctime, and its two further bits, of each inode in a piece of a table
-        self._times = struct.Struct(f"<12xi116xI{self._size - 0x88}x")
+        self._ctimes = struct.Struct(f"<12xi{self._size - 16}x")
 
     def compare(self, numbers: range) -> None:
         """Compare some inodes of one group."""
         ours, theirs = _bytes(self._older, numbers), _bytes(self._newer, numbers)
-        if ours == theirs:
-            self._add_unsettled(numbers, ours)
-            return
-        size = self._size
         longest = max(len(ours), len(theirs))
         ours, theirs = ours.ljust(longest, b"\0"), theirs.ljust(longest, b"\0")
-        for start in range(0, longest, BLOCK_SIZE):
-            block, other = ours[start : start + BLOCK_SIZE], theirs[start : start + BLOCK_SIZE]
-            first = numbers.start + start // size
-            if block == other:
-                self._add_unsettled(range(first, first + len(block) // size), block)
+        differing = set(_differing(ours, theirs, self._size))
+        for index in sorted(differing.union(self._unsettled(ours))):
+            number, at = numbers.start + index, index * self._size
+            if number in self._special:
                 continue
-            for at in range(0, len(block), size):
-                raw, other_raw = block[at : at + size], other[at : at + size]
-                if raw == other_raw:
-                    self._add_unsettled(range(first + at // size, first + at // size + 1), raw)
-                else:
-                    self._compare(first + at // size, raw, other_raw)
+            raw = ours[at : at + self._size]
+            if index in differing:
+                self._compare(number, raw, theirs[at : at + self._size])
+            else:
+                self._add_if_stored_apart(self._older.parse(number, raw))
 
     def _compare(self, number: int, raw: bytes, other_raw: bytes) -> None:
-        if number in self._special:
-            return
-        older = _parse(self._older, number, raw)
-        newer = _parse(self._newer, number, other_raw)
+        older = self._older.parse(number, raw)
+        newer = self._newer.parse(number, other_raw)
         if older != newer or (older is not None and self._is_unsettled(older)):
             self._add(number, older, newer)
 
@@ -222,18 +217,23 @@ class _Search:
         if len(self.found) > MOST_INODES:
             raise Unreadable(f"more than {MOST_INODES} files changed")
 
-    def _add_unsettled(self, numbers: range, raw: bytes) -> None:
-        """Take in those of some inodes, the same on both sides, whose ctime says nothing."""
-        before = self._before_ns
-        seconds = None if before is None else before // _NANOSECONDS - 2
-        for index, (ctime, extra) in enumerate(self._times.iter_unpack(raw)):
-            if not ctime and not extra and seconds is not None:
-                continue
-            if seconds is None or extra & 3 or ctime >= seconds:
-                number = numbers.start + index
-                if number not in self._special:
-                    inode = _parse(self._older, number, raw[index * self._size : (index + 1) * self._size])
-                    self._add_if_stored_apart(inode)
+    def _unsettled(self, raw: bytes) -> Iterable[int]:
+        """Which of some inodes, by their places, have a ctime that says nothing, or one that only parsing tells of."""
+        size, before = self._size, self._before_ns
+        if before is None:
+            return range(len(raw) // size)
+        seconds = before // _NANOSECONDS - 2
+        ctimes = [ctime for (ctime,) in self._ctimes.iter_unpack(raw)]
+        if max(ctimes, default=seconds) < seconds and not any(raw[_CTIME_EXTRA_AT::size].translate(_EPOCHS)):
+            return ()
+        found = []
+        for index, ctime in enumerate(ctimes):
+            known, extra = _CTIME_EXTRA.unpack_from(raw, index * size + _KNOWN_AT)
+            if ctime >= seconds or extra & 3:
+                ctime_ns = (ctime + ((extra & 3) << 32)) * _NANOSECONDS + (extra >> 2)
+                if 0 < known < 8 or extra >> 2 >= _NANOSECONDS or _may_repeat(ctime_ns, before):
+                    found.append(index)
+        return found
 
     def add_late(self, numbers: Iterable[int]) -> None:
         """Take in those of some inodes that are the same on both sides, unsettled and stored at different places."""
@@ -257,19 +257,22 @@ class _Search:
             self._add(inode.number, inode, inode)
 
     def _is_unsettled(self, inode: Inode) -> bool:
-        return self._before_ns is None or _may_repeat(inode, self._before_ns)
+        return self._before_ns is None or _may_repeat(inode.ctime_ns, self._before_ns)
+
+
+def _differing(ours: bytes, theirs: bytes, size: int) -> Iterator[int]:
+    """The places of the inodes that differ in two pieces of a table that are equally long."""
+    if ours == theirs:
+        return
+    for start in range(0, len(ours), BLOCK_SIZE):
+        end = min(start + BLOCK_SIZE, len(ours))
+        if ours[start:end] != theirs[start:end]:
+            yield from (at // size for at in range(start, end, size) if ours[at : at + size] != theirs[at : at + size])
 
 
 def _bytes(image: Image, numbers: range) -> bytes:
     part = _clipped(image, numbers)
     return b"" if part is None else image.volume.read(*part)
-
-
-def _parse(image: Image, number: int, raw: bytes) -> Inode | None:
-    """An inode from its bytes; None where it is not in use on that side."""
-    if number > image.superblock.inodes or image.groups.offset(number) is None:
-        return None
-    return parse_inode(raw, number, image.superblock)
 
 
 def _stored_alike(older: Image, newer: Image, inode: Inode) -> bool:

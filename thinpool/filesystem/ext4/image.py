@@ -56,11 +56,24 @@ class Image:
             return self._inodes[number]
         except KeyError:
             offset = self.groups.offset(number)
-        found = None
+        raw = b""
         if offset is not None:
             within = offset % BLOCK_SIZE
             raw = self._table_block(offset - within)[within : within + self.superblock.inode_size]
-            found = parse_inode(raw, number, self.superblock)
+        return self._take_in(number, raw)
+
+    def parse(self, number: int, raw: bytes) -> Inode | None:
+        """The same, from the inode's bytes in its table; None also where there is no such number.
+
+        Raises:
+            Unreadable: it is damaged, or of a kind that is not known here.
+        """
+        if number > self.superblock.inodes or self.groups.offset(number) is None:
+            return None
+        return self._take_in(number, raw)
+
+    def _take_in(self, number: int, raw: bytes) -> Inode | None:
+        found = parse_inode(raw, number, self.superblock) if raw else None
         if len(self._inodes) >= _KEPT:
             self._inodes.clear()
         self._inodes[number] = found
