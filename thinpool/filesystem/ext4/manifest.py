@@ -1,4 +1,4 @@
-"""Which names each inode of a layer has, in a file: sorted by inode, memory-mapped, checksummed.
+"""Which names each inode of a layer has, in a file: sorted by inode, checksummed, read where it is looked at.
 
 An inode does not tell its names, and finding them takes a look at every directory. So the names of a committed layer,
 which can never change, are kept: either all of them (a *whole* manifest), or what differs from the manifest of a layer
@@ -10,16 +10,15 @@ use.
 Layout, integers little-endian: a header; the crc32c of each 4096 bytes of what follows them; then records of names that
 are there, records of names that are in the base and not here (each 16 bytes: inode, generation, directory, offset of
 the name), both in the order of the inodes; the numbers of the late inodes, 4 bytes each; and the names, each after a
-byte with its length. A page is checked when it is first looked at, so a look-up costs as many pages as a binary search
-meets. A whole manifest takes some 17 bytes and the name for each name: 1.5 MB for 53,000 files.
+byte with its length. It is read and checked in sheets of 64 KiB, as they are looked at, and 8 MiB of them are kept: a
+look-up costs as many sheets as a binary search meets. (Mapping the file into memory cost more: a page fault is dearer
+than the read of a sheet.) A whole manifest takes some 17 bytes and the name for each name: 1.5 MB for 53,000 files.
 
 **Late inodes.** A file that is written again within the same tick of the clock shows the same times as before. So an
 inode that was changed just before its layer was complete may be changed in a layer above without a trace in the inode;
 a manifest lists those inodes, and a comparison looks at where their content is stored.
 """
 
-import mmap
-import os
 import struct
 from bisect import bisect_left
 from collections.abc import Collection, Iterator, Sequence
@@ -29,6 +28,7 @@ from typing import Final, NamedTuple, Self
 import attrs
 
 from thinpool.filesystem.ext4.checksums import crc32c
+from thinpool.filesystem.ext4.filebytes import FileBytes
 
 __all__ = ["Builder", "Device", "Manifest", "Name", "Unfit"]
 
@@ -39,6 +39,8 @@ _CHECKSUM: Final = struct.Struct("<I")
 _RECORD: Final = struct.Struct("<IIII")
 _NUMBER: Final = struct.Struct("<I")
 _PAGE: Final = 4096
+_SHEET: Final = 16 * _PAGE
+_KEPT_SHEETS: Final = 128
 _NO_POOL: Final = bytes(16)
 
 
@@ -101,35 +103,32 @@ class _Head:
 class Manifest:
     """The names in one layer, or how they differ from those in the layer's base."""
 
-    def __init__(self, data: bytes | mmap.mmap) -> None:
-        """Look at a manifest in memory.
+    def __init__(self, data: bytes | FileBytes) -> None:
+        """Look at a manifest in memory or in a file.
 
         Raises:
             Unfit: it is none, of another version, or damaged.
+            OSError: it cannot be read.
         """
         self._head, self._sums, self._body = _parse(data)
         self._data = data
         self._size = self._head.body_size
-        self._checked = bytearray(self._head.pages)
+        self._sheets: dict[int, bytes] = {}
         self._crc = crc32c()
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Open a file; it stays mapped for as long as the value is there.
+        """Open a file; it stays open for as long as the value is there.
 
         Raises:
-            Unfit: there is none, or as for the constructor.
+            Unfit: there is none, it cannot be read, or as for the constructor.
         """
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            return cls(FileBytes.open(path))
+        except FileNotFoundError as error:
+            raise Unfit("there is none") from error
         except OSError as error:
-            raise Unfit(f"there is none: {error.strerror}") from error
-        try:
-            return cls(mmap.mmap(fd, 0, access=mmap.ACCESS_READ))
-        except (OSError, ValueError) as error:
-            raise Unfit(f"it cannot be mapped: {error}") from error
-        finally:
-            os.close(fd)
+            raise Unfit(f"it cannot be read: {error.strerror or error}") from error
 
     @property
     def file_system(self) -> bytes:
@@ -189,47 +188,59 @@ class Manifest:
             index += 1
 
     def _inode(self, index: int) -> int:
-        start = index * _RECORD.size  # a record lies in one page
-        if not self._checked[start // _PAGE]:
-            self._check(start // _PAGE)
-        number: int = _NUMBER.unpack_from(self._data, self._body + start)[0]
+        sheet, within = divmod(index * _RECORD.size, _SHEET)  # a record lies in one sheet
+        number: int = _NUMBER.unpack_from(self._sheets.get(sheet) or self._sheet(sheet), within)[0]
         return number
 
     def _at(self, index: int) -> tuple[int, Name]:
         inode, generation, directory, offset = _RECORD.unpack(self._part(index * _RECORD.size, _RECORD.size))
         start = self.records * _RECORD.size + self._head.late * _NUMBER.size + offset
         (length,) = self._part(start, 1)
-        return inode, Name(directory, bytes(self._part(start + 1, length)), generation)
+        return inode, Name(directory, self._part(start + 1, length), generation)
 
     def _part(self, start: int, length: int) -> bytes:
         """Bytes of the body, from pages whose checksums agree."""
         if start + length > self._size:
             raise Unfit("it is damaged: a name lies outside")
-        for page in range(start // _PAGE, -(-(start + length) // _PAGE)):
-            if not self._checked[page]:
-                self._check(page)
-        return self._data[self._body + start : self._body + start + length]
+        sheet, within = divmod(start, _SHEET)
+        found = (self._sheets.get(sheet) or self._sheet(sheet))[within : within + length]
+        while len(found) < length:
+            sheet += 1
+            found += self._sheet(sheet)[: length - len(found)]
+        return found
 
-    def _check(self, page: int) -> None:
-        start = self._body + page * _PAGE
-        end = min(start + _PAGE, self._body + self._size)
-        if _CHECKSUM.unpack_from(self._sums, page * _CHECKSUM.size)[0] != self._crc(self._data[start:end], 0):
-            raise Unfit(f"it is damaged: wrong checksum of page {page}")
-        self._checked[page] = 1
+    def _sheet(self, number: int) -> bytes:
+        """Some pages of the body, all of them checked; the last ones that were read are kept."""
+        found = self._sheets.get(number)
+        if found is None:
+            start = number * _SHEET
+            try:
+                found = self._data[self._body + start : self._body + min(start + _SHEET, self._size)]
+            except OSError as error:
+                raise Unfit(f"it cannot be read: {error.strerror or error}") from error
+            for at in range(0, len(found), _PAGE):
+                page = (start + at) // _PAGE
+                if _CHECKSUM.unpack_from(self._sums, page * _CHECKSUM.size)[0] != self._crc(found[at : at + _PAGE], 0):
+                    raise Unfit(f"it is damaged: wrong checksum of page {page}")
+            if len(self._sheets) >= _KEPT_SHEETS:
+                del self._sheets[next(iter(self._sheets))]
+            self._sheets[number] = found
+        return found
 
 
-def _parse(data: bytes | mmap.mmap) -> tuple[_Head, bytes, int]:
+def _parse(data: bytes | FileBytes) -> tuple[_Head, bytes, int]:
     size = _HEADER.size + _CHECKSUM.size
     if len(data) < size:
         raise Unfit("it is cut short")
     crc = crc32c()
+    header = data[:size]
     (
         magic, version, file_system, pool, thin_id, transaction, created, base_pool, base_id, base_transaction,
         base_created, added, removed, late, names, sums_checksum,
-    ) = _HEADER.unpack_from(data)  # fmt: skip
+    ) = _HEADER.unpack_from(header)  # fmt: skip
     if magic != _MAGIC or version != _VERSION:
         raise Unfit("it is no manifest, or of another version")
-    if _CHECKSUM.unpack_from(data, _HEADER.size)[0] != crc(data[: _HEADER.size], 0):
+    if _CHECKSUM.unpack_from(header, _HEADER.size)[0] != crc(header[: _HEADER.size], 0):
         raise Unfit("it is damaged: wrong checksum of the header")
     base = Device(base_pool, base_id, base_transaction, base_created) if base_id else None
     head = _Head(file_system, Device(pool, thin_id, transaction, created), base, added, removed, late, names)
