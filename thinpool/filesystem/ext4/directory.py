@@ -59,6 +59,7 @@ def read(volume: Volume, superblock: Superblock, inode: Inode) -> Mapping[bytes,
     blocks = _Blocks(superblock, inode)
     for place, data in _data(volume, superblock, inode):
         blocks.take(place, data)
+    blocks.check_names()
     found = blocks.found
     own = found.get(b".")
     if own is None or own.inode != inode.number or b".." not in found:
@@ -92,6 +93,7 @@ class _Blocks:
 
     def __init__(self, superblock: Superblock, inode: Inode) -> None:
         self.found: dict[bytes, Entry] = {}
+        self._count = 0
         self._inode = inode
         self._checksums = superblock.checksums
         self._seed = 0 if self._checksums is None else self._checksums.of_inode(inode.number, inode.generation)
@@ -110,23 +112,33 @@ class _Blocks:
         self._parse(place, bytes(block))
 
     def _parse(self, place: int, block: bytes) -> None:
-        """One loop without calls, as nearly all the work of a comparison is done here."""
+        """One loop with next to no calls, as much of a comparison is done here; names are checked at the end."""
         found, kinds, inodes, unpack = self.found, self._kinds, self._inodes, _ENTRY.unpack_from
-        entry, known = tuple.__new__, len(self._kinds)
-        position = 0
-        while position < BLOCK_SIZE:
+        entry, known, size, tail = tuple.__new__, len(self._kinds), BLOCK_SIZE, _TAIL_AT
+        position = count = 0
+        while position < size:
             number, length, name_length, kind = unpack(block, position)
-            start, end = position + 8, position + length
-            if length & 3 or length < _SHORTEST or length < name_length + 8 or (end > _TAIL_AT and end != BLOCK_SIZE):
+            end = position + length
+            if length & 3 or length < _SHORTEST or length < name_length + 8 or (end > tail and end != size):
                 raise self._damaged(place, f"an entry of {length} bytes with a name of {name_length} at {position}")
             if number:
-                name = block[start : start + name_length]
-                if not name or b"/" in name or b"\0" in name or name in found:
-                    raise self._damaged(place, f"an entry has the name {name!r}")
                 if number > inodes or kind >= known:
                     raise self._damaged(place, f"an entry names inode {number} of {inodes}, of type {kind}")
-                found[name] = entry(Entry, (number, kinds[kind]))
+                start = position + 8
+                found[block[start : start + name_length]] = entry(Entry, (number, kinds[kind]))
+                count += 1
             position = end
+        self._count += count
+
+    def check_names(self) -> None:
+        """Check the names of all blocks: none twice, and none that there cannot be."""
+        found = self.found
+        if len(found) != self._count:
+            raise _damaged(self._inode, f"{self._count} entries have {len(found)} names, so one of them is there twice")
+        every = b"".join(found)
+        if b"/" in every or b"\0" in every or b"" in found:
+            name = next(name for name in found if not name or b"/" in name or b"\0" in name)
+            raise _damaged(self._inode, f"an entry has the name {name!r}")
 
     def _check_leaf(self, place: int, block: memoryview, sums: Checksums) -> None:
         (found,) = _U32.unpack_from(block, BLOCK_SIZE - 4)

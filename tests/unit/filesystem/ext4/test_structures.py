@@ -86,7 +86,7 @@ def test_a_name_that_cannot_be(damaged: Damaged, name: bytes) -> None:
     if name == b"long-abcd":  # a name that is there already
         damaged.data[at + 6] = 4
     damaged.whole.mend_leaf(damaged.data, block, damaged.inode(""), is_tree)
-    with pytest.raises(Unreadable, match="an entry has the name"):
+    with pytest.raises(Unreadable, match=r"an entry has the name|is there twice"):
         account(damaged.data)
 
 
