@@ -11,6 +11,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from mmap import mmap
 from types import TracebackType
 from typing import Literal, Protocol, Self
@@ -35,6 +36,7 @@ _GAP_BLOCKS = 16
 _CACHE_BLOCKS = 2048
 _WINDOW_BLOCKS = 256
 _SLOW_SECONDS = 0.0005
+_SURELY_SLOW_SECONDS = 0.002  # so that few reads are enough to tell
 _RECENT_READS = 5
 _BLOCK_SECONDS = 0.00003  # what a block more may take without the device being called slow for it
 _DEPTH = 16
@@ -188,9 +190,9 @@ class ReadCounters:
 class BlockReader:
     """Blocks through a bounded cache, with read-ahead that suits the disk.
 
-    Blocks that lie close together are read in one call. Where the last few reads mostly took longer than half a
-    millisecond, not counting what their size takes, read-ahead keeps up to 16 calls under way at once; on a faster
-    device threads would only cost.
+    Blocks that lie close together are read in one call. Where all of the last few reads but one took longer than half
+    a millisecond, not counting what their size takes, read-ahead keeps up to 16 calls under way at once; on a faster
+    device threads would only cost, and so they would where a busy machine lets some reads wait.
     """
 
     def __init__(
@@ -233,7 +235,9 @@ class BlockReader:
     def depth(self) -> int:
         """How many reads read-ahead keeps under way, by the latency measured so far."""
         recent = sorted(self._latencies)
-        return _DEPTH if recent and recent[len(recent) // 2] > _SLOW_SECONDS else 1
+        if len(recent) < _RECENT_READS:
+            return _DEPTH if recent and recent[0] > _SURELY_SLOW_SECONDS else 1
+        return _DEPTH if recent[1] > _SLOW_SECONDS else 1
 
     @property
     def window(self) -> int:
@@ -299,12 +303,18 @@ class BlockReader:
                 if start + index in wanted:
                     self._keep(start + index, data[index * BLOCK_SIZE : (index + 1) * BLOCK_SIZE])
 
-    def _read_runs(self, runs: Sequence[tuple[int, int]]) -> Iterable[tuple[bytes, float] | None]:
+    def _read_runs(self, runs: Sequence[tuple[int, int]]) -> Iterable[tuple[bytes, float | None] | None]:
         if self.depth == 1 or len(runs) == 1:
-            return map(self._try_read, runs)
+            return chain(map(self._try_read, runs[:_RECENT_READS]), map(self._try_untimed, runs[_RECENT_READS:]))
         if self._executor is None:
             self._executor = ThreadPoolExecutor(_DEPTH, thread_name_prefix="metadata-read")
         return self._executor.map(self._try_read, runs)
+
+    def _try_untimed(self, run: tuple[int, int]) -> tuple[bytes, None] | None:
+        try:
+            return self._source.read(*run), None
+        except PoolFailed:
+            return None
 
     def _try_read(self, run: tuple[int, int]) -> tuple[bytes, float] | None:
         try:
@@ -316,10 +326,11 @@ class BlockReader:
         start = self._clock()
         return self._source.read(*run), self._clock() - start
 
-    def _account(self, seconds: float, blocks: int) -> None:
+    def _account(self, seconds: float | None, blocks: int) -> None:
         self._reads += 1
         self._blocks_read += blocks
-        self._latencies.append(seconds - blocks * _BLOCK_SECONDS)
+        if seconds is not None:
+            self._latencies.append(seconds - blocks * _BLOCK_SECONDS)
 
     def _keep(self, block: int, data: bytes) -> None:
         self._cache[block] = data

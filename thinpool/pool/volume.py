@@ -100,10 +100,23 @@ class ThinVolume:
             raise Unreadable(f"{length} bytes at {offset} lie outside the {self.size} of a thin device")
         if not length:
             return b""
-        pages = range(offset // BLOCK_SIZE, (offset + length - 1) // BLOCK_SIZE + 1)
+        page, start = divmod(offset, BLOCK_SIZE)
+        if start + length <= BLOCK_SIZE:
+            data = self._page(page)
+            return data if length == BLOCK_SIZE else data[start : start + length]
+        pages = range(page, (offset + length - 1) // BLOCK_SIZE + 1)
         whole = b"".join(self._parts(pages))
-        start = offset % BLOCK_SIZE
         return whole if length == len(whole) else whole[start : start + length]
+
+    def _page(self, page: int) -> bytes:
+        block, within = divmod(page, self._block_pages)
+        if block not in self._known:
+            self._learn((block,))
+        place = self._known[block]
+        try:
+            return _ZEROS if place is None else self._pages.read(place * self._block_pages + within)
+        except PoolFailed as error:
+            raise Unreadable(error.message) from error
 
     def _parts(self, pages: range) -> Iterator[bytes]:
         window = self._pages.window
@@ -181,7 +194,8 @@ class ThinVolume:
             Unreadable: the metadata is damaged.
         """
         block, within = divmod(offset, self._block_size)
-        self._learn((block,))
+        if block not in self._known:
+            self._learn((block,))
         place = self._known[block]
         return None if place is None else place * self._block_size + within, self._block_size - within
 

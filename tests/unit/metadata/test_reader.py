@@ -152,16 +152,27 @@ def test_depth_follows_the_latency() -> None:
         reader.read(0)
         assert reader.depth == 1
         clock.step = 0.010
-        reader.read(1)
+        for block in range(1, 5):
+            assert reader.depth == 1, "a few reads had to wait"
+            reader.read(block)
         assert reader.depth == 16
         clock.step = 0.0
         reader.prefetch(range(100, 5000, 50))
         assert all(reader.read(n)[:8] == n.to_bytes(8, "little") for n in range(100, 5000, 50))
-        assert source.calls == 2 + 98
-        for block in range(2, 60):
+        assert source.calls == 5 + 98
+        for block in range(5, 60):
             reader.read(block)
         assert reader.depth == 1
     assert source.closed
+
+
+def test_a_device_that_is_surely_slow_is_known_by_its_first_read() -> None:
+    for seconds, depth in ((0.0010, 1), (0.010, 16)):
+        clock = Clock()
+        clock.step = seconds
+        with BlockReader(numbered(1000), clock=clock) as reader:
+            reader.read(0)
+            assert reader.depth == depth
 
 
 class BadBlock(MemorySource):
