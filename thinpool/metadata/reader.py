@@ -9,12 +9,12 @@ import stat
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from mmap import mmap
 from types import TracebackType
-from typing import Literal, Protocol, Self
+from typing import Literal, Protocol, Self, cast
 
 import attrs
 
@@ -58,6 +58,9 @@ class BlockSource(Protocol):
         Raises:
             PoolFailed: they lie outside, or cannot be read.
         """
+
+    def read_each(self, block: int, count: int) -> Sequence[bytes]:
+        """The same, each block for itself."""
 
     def mark(self) -> int:
         """A number that is another one after a write to the source."""
@@ -122,21 +125,30 @@ class DirectFile:
         Raises:
             PoolFailed: they lie beyond the end, or the device gives an error.
         """
+        return self._fill(block, count)[: count * BLOCK_SIZE]
+
+    def read_each(self, block: int, count: int) -> Sequence[bytes]:
+        """The same, each block for itself; raises as `read`."""
+        buffer = self._fill(block, count)
+        return [buffer[at : at + BLOCK_SIZE] for at in range(0, count * BLOCK_SIZE, BLOCK_SIZE)]
+
+    def _fill(self, block: int, count: int) -> mmap:
+        """Read into this thread's buffer."""
         if not 0 <= block <= self.blocks - count:
             raise PoolFailed(
                 f"{self._holds} block {block + count - 1} lies outside the {self.blocks} blocks of {self._name}"
             )
         size = count * BLOCK_SIZE
-        buffer = memoryview(self._buffer())[:size]
+        buffer = self._buffer()
         try:
-            got = os.preadv(self._fd, [buffer], block * BLOCK_SIZE)
+            got = os.preadv(self._fd, [memoryview(buffer)[:size]], block * BLOCK_SIZE)
         except OSError as error:
             raise PoolFailed(f"{self._holds} block {block} of {self._name} cannot be read: {error.strerror}") from error
         if got != size:
             raise PoolFailed(
                 f"{self._holds} block {block} of {self._name}: {got} bytes read where {size} were asked for"
             )
-        return bytes(buffer)
+        return buffer
 
     def mark(self) -> int:
         """A number that is another one after a write: writes done (of a block device), or the time of the last one.
@@ -252,18 +264,25 @@ class BlockReader:
         """
         data = self._cache.get(block)
         if data is None:
-            data, seconds = self._timed_read((block, 1))
+            (data,), seconds = self._timed_read((block, 1))
             self._account(seconds, 1)
-            self._keep(block, data)
+            self._keep(block, (data,))
         else:
             self._cache.move_to_end(block)
         return data
 
-    def read_each(self, blocks: Iterable[int]) -> Iterator[bytes]:
-        """The bytes of several blocks; raises as `read`."""
-        get = self._cache.get
-        for block in blocks:
-            yield get(block) or self.read(block)
+    def read_run(self, block: int, count: int) -> bytes:
+        """The bytes of some blocks in a row, which are read ahead first; raises as `read`."""
+        found = list(map(self._cache.get, range(block, block + count)))
+        if None in found:
+            self.prefetch(range(block, block + count))
+            return b"".join(map(self.read, range(block, block + count)))
+        return b"".join(cast("list[bytes]", found))
+
+    def uncached(self, blocks: Iterable[int]) -> list[int]:
+        """Those of some blocks that cannot be had without a read, in order."""
+        cache = self._cache
+        return sorted(block for block in blocks if block not in cache)
 
     def cached(self, block: int) -> bool:
         """Whether the block can be had without a read."""
@@ -284,9 +303,9 @@ class BlockReader:
         What cannot be read is left for `read` to complain about.
         """
         wanted: set[int] = set()
-        limit = self.window
+        limit, cache, end = self.window, self._cache, self.blocks
         for block in blocks:
-            if block not in self._cache and 0 <= block < self.blocks:
+            if block not in cache and 0 <= block < end:
                 wanted.add(block)
                 if len(wanted) >= limit:
                     break
@@ -299,32 +318,30 @@ class BlockReader:
             data, seconds = result
             start, count = run
             self._account(seconds, count)
-            for index in range(count):
-                if start + index in wanted:
-                    self._keep(start + index, data[index * BLOCK_SIZE : (index + 1) * BLOCK_SIZE])
+            self._keep(start, data, wanted)
 
-    def _read_runs(self, runs: Sequence[tuple[int, int]]) -> Iterable[tuple[bytes, float | None] | None]:
+    def _read_runs(self, runs: Sequence[tuple[int, int]]) -> Iterable[tuple[Sequence[bytes], float | None] | None]:
         if self.depth == 1 or len(runs) == 1:
             return chain(map(self._try_read, runs[:_RECENT_READS]), map(self._try_untimed, runs[_RECENT_READS:]))
         if self._executor is None:
             self._executor = ThreadPoolExecutor(_DEPTH, thread_name_prefix="metadata-read")
         return self._executor.map(self._try_read, runs)
 
-    def _try_untimed(self, run: tuple[int, int]) -> tuple[bytes, None] | None:
+    def _try_untimed(self, run: tuple[int, int]) -> tuple[Sequence[bytes], None] | None:
         try:
-            return self._source.read(*run), None
+            return self._source.read_each(*run), None
         except PoolFailed:
             return None
 
-    def _try_read(self, run: tuple[int, int]) -> tuple[bytes, float] | None:
+    def _try_read(self, run: tuple[int, int]) -> tuple[Sequence[bytes], float] | None:
         try:
             return self._timed_read(run)
         except PoolFailed:
             return None
 
-    def _timed_read(self, run: tuple[int, int]) -> tuple[bytes, float]:
+    def _timed_read(self, run: tuple[int, int]) -> tuple[Sequence[bytes], float]:
         start = self._clock()
-        return self._source.read(*run), self._clock() - start
+        return self._source.read_each(*run), self._clock() - start
 
     def _account(self, seconds: float | None, blocks: int) -> None:
         self._reads += 1
@@ -332,10 +349,14 @@ class BlockReader:
         if seconds is not None:
             self._latencies.append(seconds - blocks * _BLOCK_SECONDS)
 
-    def _keep(self, block: int, data: bytes) -> None:
-        self._cache[block] = data
-        if len(self._cache) > self._cache_blocks:
-            self._cache.popitem(last=False)
+    def _keep(self, start: int, data: Iterable[bytes], wanted: Container[int] | None = None) -> None:
+        """Keep blocks in a row, all or those that are wanted."""
+        cache = self._cache
+        for block, content in enumerate(data, start):
+            if wanted is None or block in wanted:
+                cache[block] = content
+        while len(cache) > self._cache_blocks:
+            cache.popitem(last=False)
 
     def close(self) -> None:
         """Let go of the source, the cache and the threads; a second call does nothing."""

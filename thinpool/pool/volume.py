@@ -6,7 +6,7 @@ what the thin device would show.
 """
 
 from collections.abc import Collection, Hashable, Iterable, Iterator
-from itertools import chain, repeat
+from itertools import chain
 from os import PathLike
 from types import TracebackType
 from typing import Final, Self
@@ -125,9 +125,10 @@ class ThinVolume:
                 portion = range(start, min(start + window, pages.stop))
                 self._learn(self._blocks(portion))
                 pieces = list(self._pieces(portion))
-                self._pages.prefetch(chain.from_iterable(place for place, _ in pieces if place is not None))
+                if len(pieces) > 1:
+                    self._pages.prefetch(chain.from_iterable(place for place, _ in pieces if place is not None))
                 for place, count in pieces:
-                    yield from repeat(_ZEROS, count) if place is None else self._pages.read_each(place)
+                    yield _ZEROS * count if place is None else self._pages.read_run(place.start, count)
         except PoolFailed as error:
             raise Unreadable(error.message) from error
 
@@ -162,7 +163,7 @@ class ThinVolume:
             for place, _ in self._pieces(pages):
                 if place is not None:
                     places.update(place)
-        missing = [place for place in sorted(places) if not self._pages.cached(place)]
+        missing = self._pages.uncached(places)
         window = self._pages.window
         for start in range(0, len(missing), window):
             self._pages.prefetch(missing[start : start + window])

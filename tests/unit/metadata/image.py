@@ -46,6 +46,10 @@ class MemorySource:
         assert self.calls < self._limit, "a walk without an end"
         return b"".join(self.data.get(number, bytes(BLOCK)) for number in range(block, block + count))
 
+    def read_each(self, block: int, count: int) -> list[bytes]:
+        data = self.read(block, count)
+        return [data[at : at + BLOCK] for at in range(0, len(data), BLOCK)]
+
     def mark(self) -> int:
         return self.writes
 
