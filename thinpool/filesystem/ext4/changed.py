@@ -24,23 +24,17 @@ from thinpool.filesystem.ext4.errors import Unreadable
 from thinpool.filesystem.ext4.extents import in_inode
 from thinpool.filesystem.ext4.image import Image
 from thinpool.filesystem.ext4.inode import EXTENTS_FLAG, Inode
+from thinpool.filesystem.ext4.settled import TWO_TICKS_NS, may_repeat, unsettled
 from thinpool.filesystem.ext4.superblock import BLOCK_SIZE
 
-__all__ = ["TWO_TICKS_NS", "Changed", "State", "changed_inodes", "check_comparable", "is_late"]
+__all__ = ["Changed", "State", "changed_inodes", "check_comparable"]
 
 MOST_INODES: Final = 1 << 19
 """More changed inodes than these are not kept in memory: everything is compared then."""
 
-TWO_TICKS_NS: Final = 20_000_000
-
 _WINDOW: Final = 1 << 19
 _PIECE: Final = 1 << 16
 _TABLE_PARTS: Final = 64
-_NANOSECONDS: Final = 1_000_000_000
-_KNOWN_AT = 0x80
-_CTIME_EXTRA = struct.Struct("<H2xI")  # i_extra_isize and i_ctime_extra, from _KNOWN_AT on
-_CTIME_EXTRA_AT = 0x84
-_EPOCHS = bytes(byte & 3 for byte in range(256))
 _DEPTH = struct.Struct("<6xH")
 _INDIRECT = struct.Struct("<48xIII")
 
@@ -135,17 +129,6 @@ def changed_inodes(
     return search.found
 
 
-def is_late(inode: Inode, complete_ns: int | None) -> bool:
-    """Whether an inode may have been changed within two ticks of the time when its layer was complete, or later."""
-    return complete_ns is None or _may_repeat(inode.ctime_ns, complete_ns - TWO_TICKS_NS)
-
-
-def _may_repeat(ctime_ns: int, before_ns: int) -> bool:
-    """Whether a ctime may be shown again by a later change; one of whole seconds may tick in seconds."""
-    margin = 0 if ctime_ns % _NANOSECONDS else 2 * _NANOSECONDS
-    return ctime_ns >= before_ns - margin
-
-
 def _table_parts(older: Image, newer: Image, differing: Iterable[tuple[int, int]]) -> Iterator[range]:
     """The numbers of the inodes in what differs, in pieces; a range that crosses tables gives several."""
     larger = older if len(older.groups.all) >= len(newer.groups.all) else newer
@@ -186,7 +169,6 @@ class _Search:
         self._before_ns = before_ns
         self._size = older.superblock.inode_size
         self._special = older.superblock.special_inodes
-        self._ctimes = struct.Struct(f"<12xi{self._size - 16}x")
 
     def compare(self, numbers: range) -> None:
         """Compare some inodes of one group."""
@@ -219,21 +201,9 @@ class _Search:
 
     def _unsettled(self, raw: bytes) -> Iterable[int]:
         """Which of some inodes, by their places, have a ctime that says nothing, or one that only parsing tells of."""
-        size, before = self._size, self._before_ns
-        if before is None:
-            return range(len(raw) // size)
-        seconds = before // _NANOSECONDS - 2
-        ctimes = [ctime for (ctime,) in self._ctimes.iter_unpack(raw)]
-        if max(ctimes, default=seconds) < seconds and not any(raw[_CTIME_EXTRA_AT::size].translate(_EPOCHS)):
-            return ()
-        found = []
-        for index, ctime in enumerate(ctimes):
-            known, extra = _CTIME_EXTRA.unpack_from(raw, index * size + _KNOWN_AT)
-            if ctime >= seconds or extra & 3:
-                ctime_ns = (ctime + ((extra & 3) << 32)) * _NANOSECONDS + (extra >> 2)
-                if 0 < known < 8 or extra >> 2 >= _NANOSECONDS or _may_repeat(ctime_ns, before):
-                    found.append(index)
-        return found
+        if self._before_ns is None:
+            return range(len(raw) // self._size)
+        return unsettled(raw, self._size, self._before_ns)
 
     def add_late(self, numbers: Iterable[int]) -> None:
         """Take in those of some inodes that are the same on both sides, unsettled and stored at different places."""
@@ -257,7 +227,7 @@ class _Search:
             self._add(inode.number, inode, inode)
 
     def _is_unsettled(self, inode: Inode) -> bool:
-        return self._before_ns is None or _may_repeat(inode.ctime_ns, self._before_ns)
+        return self._before_ns is None or may_repeat(inode.ctime_ns, self._before_ns)
 
 
 def _differing(ours: bytes, theirs: bytes, size: int) -> Iterator[int]:

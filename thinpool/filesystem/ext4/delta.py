@@ -2,10 +2,11 @@
 
 from collections.abc import Collection, Mapping
 
-from thinpool.filesystem.ext4.changed import Changed, is_late
+from thinpool.filesystem.ext4.changed import Changed
 from thinpool.filesystem.ext4.entries import Difference
 from thinpool.filesystem.ext4.image import Image
 from thinpool.filesystem.ext4.manifest import Builder, Name
+from thinpool.filesystem.ext4.settled import is_late
 
 __all__ = ["names_since"]
 

@@ -5,13 +5,13 @@ from array import array
 from collections.abc import Iterator
 from typing import Final
 
-from thinpool.filesystem.ext4.changed import is_late
 from thinpool.filesystem.ext4.entries import DOTS
 from thinpool.filesystem.ext4.errors import Unreadable
 from thinpool.filesystem.ext4.extents import in_inode
 from thinpool.filesystem.ext4.image import Image
 from thinpool.filesystem.ext4.inode import Inode, parse_inode
 from thinpool.filesystem.ext4.manifest import Builder, Name
+from thinpool.filesystem.ext4.settled import is_late
 
 __all__ = ["MOST_NAMES", "all_names"]
 

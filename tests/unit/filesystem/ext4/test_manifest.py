@@ -1,7 +1,10 @@
 """Manifests: what is in comes out, by chains of any make, and nothing that is damaged is believed."""
 
+import gc
+import os
 from collections import defaultdict
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -143,3 +146,50 @@ def test_circle_of_bases_ends() -> None:
     }
     with pytest.raises(Unfit):
         Names.find(device(1), UUID, files.__getitem__)
+
+
+MANY = {(inode * 5, Name(inode % 99 + 2, b"%d" % inode * (inode % 11 + 1), inode)) for inode in range(3, 9000)}
+LARGE = built(MANY, set()).finish(UUID, device(9), None)
+
+
+def test_a_file_of_many_sheets(tmp_path: Path) -> None:
+    """Names that lie across two of them among the others; more sheets than one, and fewer than are kept."""
+    path = tmp_path / "9"
+    path.write_bytes(LARGE)
+    assert len(LARGE) > 4 << 16
+    manifest = Manifest.open(path)
+    assert set(manifest.all_added()) == MANY
+    assert_holds(Names([manifest]), MANY, set(range(1, 500)))
+
+
+def test_damage_in_a_file_is_noticed(tmp_path: Path) -> None:
+    """In each page, and also where the file is cut short after it was opened."""
+    for place in range(4096, len(LARGE), 4096):
+        path = tmp_path / str(place)
+        path.write_bytes(LARGE[:place] + bytes((LARGE[place] ^ 8,)) + LARGE[place + 1 :])
+        with pytest.raises(Unfit, match="damaged"):
+            list(Manifest.open(path).all_added())
+    path = tmp_path / "cut"
+    path.write_bytes(LARGE)
+    manifest = Manifest.open(path)
+    os.truncate(path, len(LARGE) - 1)
+    with pytest.raises(Unfit, match="cut short"):
+        list(manifest.all_added())
+
+
+def test_what_is_no_file_is_no_manifest(tmp_path: Path) -> None:
+    (tmp_path / "9").write_bytes(WHOLE)
+    (tmp_path / "link").symlink_to("9")
+    (tmp_path / "empty").write_bytes(b"")
+    for path in (tmp_path / "absent", tmp_path / "link", tmp_path / "empty", tmp_path):
+        with pytest.raises(Unfit):
+            Manifest.open(path)
+
+
+def test_a_file_is_closed_with_its_manifest(tmp_path: Path) -> None:
+    (tmp_path / "9").write_bytes(WHOLE)
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(5):
+        Manifest.open(tmp_path / "9")
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) == before
