@@ -2,8 +2,9 @@
 
 import random
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -22,12 +23,15 @@ _MIB = 1024
 def run(scratch: Path, rounds: int) -> list[Row]:
     """All rows of the table."""
     few = max(rounds // 10, 5)
-    return [*against_walk(scratch, few), *growing(scratch, few)]
-
-
-def against_walk(scratch: Path, rounds: int) -> list[Row]:
-    """122 changes among 50,000 files, without and with a delay of the disk."""
     rows = []
+    for row in chain(against_walk(scratch, few), growing(scratch, few)):
+        print(f"{row.what}: {row.figure:.2f} {row.unit}; {row.detail}", file=sys.stderr)
+        rows.append(row)
+    return rows
+
+
+def against_walk(scratch: Path, rounds: int) -> Iterator[Row]:
+    """122 changes among 50,000 files, without and with a delay of the disk."""
     with slow_pool(scratch / "walk", "4G") as pool:
         store = pool.store
         _make(store, "base", None, lambda root: fill(root, _FILES))
@@ -41,13 +45,12 @@ def against_walk(scratch: Path, rounds: int) -> list[Row]:
             }
             found = in_turn(contestants, turns, warm_up=0)
             what = f"{_CHANGES} changes in {_FILES:,} files, disk delay {delay} ms, against the walk"
-            rows.append(ratio(what, ("walk", found["walk"]), ("fast", found["fast"]), target, at_least=True))
+            yield ratio(what, ("walk", found["walk"]), ("fast", found["fast"]), target, at_least=True)
             done = store.changes("child", method="fast")
             print(f"{what}: {done.reads} reads, {done.bytes} bytes", file=sys.stderr)
-    return rows
 
 
-def growing(scratch: Path, rounds: int) -> list[Row]:
+def growing(scratch: Path, rounds: int) -> Iterator[Row]:
     """One change among few files and among many; and the memory that many changes take."""
     with slow_pool(scratch / "grow", "8G") as pool:
         store = pool.store
@@ -61,12 +64,11 @@ def growing(scratch: Path, rounds: int) -> list[Row]:
             rounds * 4,
         )
         what = f"1 change in {_MANY:,} files against 1 in {_FEW:,}"
-        rows = [ratio(what, (f"{_MANY:,}", found["many"]), (f"{_FEW:,}", found["few"]), 1.2, at_least=False)]
+        yield ratio(what, (f"{_MANY:,}", found["many"]), (f"{_FEW:,}", found["few"]), 1.2, at_least=False)
         begun = in_turn({"1000": lambda: _changes(store, "many-1000", "fast")}, rounds)
         kib = peak("diff", store.root, "many-1000")
         what = f"peak memory of 1,000 changes in {_MANY:,} files"
-        rows.append(Row(what, kib / _MIB, "MiB", 96, False, f"Python included; takes {milliseconds(begun['1000'])}"))
-    return rows
+        yield Row(what, kib / _MIB, "MiB", 96, False, f"Python included; takes {milliseconds(begun['1000'])}")
 
 
 def fill(root: Path, files: int) -> None:
