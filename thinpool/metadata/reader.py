@@ -8,6 +8,7 @@ import os
 import stat
 import threading
 import time
+from bisect import bisect_left
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -36,6 +37,8 @@ _CACHE_BLOCKS = 2048
 _WINDOW_BLOCKS = 256
 _SLOW_SECONDS = 0.0005
 _RECENT_READS = 5
+_RECENT_RUNS = 24
+_BEFORE, _AFTER = 12, 4  # what one commit wrote lies together, and reading some more in the same call costs little
 _BLOCK_SECONDS = 0.00003  # what a block more may take without the device being called slow for it
 _DEPTH = 16
 
@@ -215,6 +218,7 @@ class BlockReader:
         self._window_blocks = window_blocks
         self._clock = clock
         self._latencies: deque[float] = deque(maxlen=_RECENT_READS)
+        self._recent: deque[tuple[int, memoryview]] = deque(maxlen=_RECENT_RUNS)
         self._reads = 0
         self._blocks_read = 0
         self._executor: ThreadPoolExecutor | None = None
@@ -299,6 +303,55 @@ class BlockReader:
                 if start + index in wanted:
                     self._keep(start + index, data[index * BLOCK_SIZE : (index + 1) * BLOCK_SIZE])
 
+    def stream(self, blocks: Iterable[int]) -> Iterator[tuple[int, memoryview]]:
+        """Each of some blocks once with its bytes, in no certain order, for those that are not needed for long.
+
+        What is read stays at hand as the last few runs only, with what lies around, so that memory is soon used again.
+
+        Raises:
+            PoolFailed: one lies outside the device, or cannot be read.
+        """
+        missing = []
+        for block in sorted(set(blocks)):
+            data = self._recently_read(block)
+            if data is None:
+                missing.append(block)
+            else:
+                yield block, data
+        runs = self._runs_around(missing)
+        for first in range(0, len(runs), _DEPTH):
+            some = runs[first : first + _DEPTH]
+            for (start, count, wanted), result in zip(some, self._read_runs([run[:2] for run in some]), strict=True):
+                if result is None:  # some of it cannot be read, which matters only where that is wanted
+                    yield from ((block, memoryview(self.read(block))) for block in wanted)
+                    continue
+                self._account(result[1], count)
+                data = memoryview(result[0])
+                self._recent.append((start, data))
+                for block in wanted:
+                    at = (block - start) * BLOCK_SIZE
+                    yield block, data[at : at + BLOCK_SIZE]
+
+    def _recently_read(self, block: int) -> memoryview | None:
+        for start, data in reversed(self._recent):
+            at = (block - start) * BLOCK_SIZE
+            if 0 <= at < len(data):
+                return data[at : at + BLOCK_SIZE]
+        return None
+
+    def _runs_around(self, blocks: Sequence[int]) -> list[tuple[int, int, Sequence[int]]]:
+        """Runs that hold sorted blocks, with some of what lies around where a read is fast: (start, count, wanted)."""
+        before, after = (_BEFORE, _AFTER) if self.depth == 1 else (0, 0)
+        runs = []
+        index = 0
+        for start, count in _runs(blocks, _RUN_BLOCKS - before - after) if blocks else ():
+            upto = bisect_left(blocks, start + count, index)
+            low, end = max(0, start - before), min(self.blocks, start + count + after)
+            inside = start >= 0 and start + count <= self.blocks  # else it is for the read to complain about
+            runs.append((low, end - low, blocks[index:upto]) if inside else (start, count, blocks[index:upto]))
+            index = upto
+        return runs
+
     def _read_runs(self, runs: Sequence[tuple[int, int]]) -> Iterable[tuple[bytes, float] | None]:
         if self.depth == 1 or len(runs) == 1:
             return map(self._try_read, runs)
@@ -332,6 +385,7 @@ class BlockReader:
             self._executor.shutdown()
             self._executor = None
         self._cache.clear()
+        self._recent.clear()
         self._source.close()
 
     def __enter__(self) -> Self:
@@ -349,12 +403,12 @@ def _check_kind(fd: int, name: str, holds: Holds) -> None:
         raise PoolFailed(f"{holds} device {name} is neither a block device nor a regular file")
 
 
-def _runs(blocks: Sequence[int]) -> list[tuple[int, int]]:
+def _runs(blocks: Sequence[int], most: int = _RUN_BLOCKS) -> list[tuple[int, int]]:
     """Group sorted block numbers into (start, count), reading through small gaps."""
     runs: list[tuple[int, int]] = []
     start = end = blocks[0]
     for block in blocks[1:]:
-        if block - end > _GAP_BLOCKS or block - start >= _RUN_BLOCKS:
+        if block - end > _GAP_BLOCKS or block - start >= most:
             runs.append((start, end - start + 1))
             start = block
         end = block

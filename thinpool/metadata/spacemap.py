@@ -8,6 +8,7 @@ import struct
 from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from operator import itemgetter
 
 from thinpool.errors import PoolFailed
 from thinpool.metadata.btree import BTree, NodeReader, broken, raw_values
@@ -58,11 +59,16 @@ class SpaceMap:
         Raises:
             PoolFailed: one lies beyond the device, or the space map is damaged.
         """
-        pages = {number: self._page(number) for number, _ in self._by_page(blocks)}
-        if len(pages) == 1:
-            number, page = pages.popitem()
-            first = number * COUNTS_PER_BITMAP
+        if not blocks:
+            return ()
+        low, high = min(blocks), max(blocks)
+        if high >= self.blocks:
+            raise self._beyond(high)
+        number = low // COUNTS_PER_BITMAP
+        if high // COUNTS_PER_BITMAP == number:
+            page, first = self._page(number), number * COUNTS_PER_BITMAP
             return [page[block - first] for block in blocks]
+        pages = {number: self._page(number) for number in sorted({block // COUNTS_PER_BITMAP for block in blocks})}
         return [pages[block // COUNTS_PER_BITMAP][block % COUNTS_PER_BITMAP] for block in blocks]
 
     def count_once(self, blocks: Sequence[int]) -> int:
@@ -79,7 +85,7 @@ class SpaceMap:
             if ones == end - low:
                 total += len(part)
             elif ones:  # where nothing in the range is referenced once, as in an old base, no look at each is needed
-                total += sum([page[block - first] for block in part])
+                total += sum(itemgetter(*([block - first for block in part] if first else part))(page))
         return total
 
     def prefetch(self, groups: Iterable[Sequence[int]]) -> None:

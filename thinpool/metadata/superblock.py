@@ -125,7 +125,7 @@ class Superblock:
         return self.data_block_size_sectors * 512
 
 
-def checksum(block: bytes, salt: int) -> int:
+def checksum(block: bytes | memoryview, salt: int) -> int:
     """The checksum that belongs into the first four bytes of a metadata block of the kind that the salt stands for."""
     from crc32c import crc32c  # noqa: PLC0415 - it looks up its own version, which costs every command
 
