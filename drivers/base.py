@@ -21,9 +21,9 @@ from thinpool.model import Usage
 from thinpool.pool.health import PoolStatus
 
 __all__ = [
-    "INTENT", "Ancestor", "BlockDevices", "Compared", "Comparing", "Context", "Driver", "DriverStatus", "DriverType",
-    "Growable", "HandleTaken", "Joining", "Looking", "Noting", "PoolStatus", "Records", "Reserving", "Sealing",
-    "Storage", "Tracking", "Unsure", "Vouching",
+    "INTENT", "Ancestor", "BlockDevices", "Compared", "Comparing", "Context", "CountsExclusive", "Driver",
+    "DriverStatus", "DriverType", "Growable", "HandleTaken", "Joining", "Looking", "Noting", "PoolStatus", "Records",
+    "Reserving", "Sealing", "Storage", "Tracking", "Unsure", "Vouching",
 ]  # fmt: skip
 
 INTENT = "intent"
@@ -171,6 +171,14 @@ class Driver(Protocol):
 
     def close(self) -> None:
         """Let go of what this process holds; the kernel's objects stay."""
+
+
+@runtime_checkable
+class CountsExclusive(Protocol):
+    """A driver that tells sooner what each layer alone occupies than all that `usages` says."""
+
+    def exclusive(self, handles: Sequence[int]) -> Mapping[int, int]:
+        """Bytes that removing storage would free, by handle."""
 
 
 @runtime_checkable

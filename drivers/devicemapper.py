@@ -369,6 +369,15 @@ class Devicemapper:
 
         return self._read(count)
 
+    def exclusive(self, handles: Sequence[int]) -> Mapping[int, int]:
+        """Count the blocks that each of some layers alone maps, which takes no look at any parent."""
+
+        def count(books: Books) -> dict[int, int]:
+            size = books.data_block_size
+            return {handle: blocks * size for handle, blocks in books.exclusive(handles).items()}
+
+        return self._read(count)
+
     def compared(
         self,
         older: Sequence[Ancestor],
