@@ -23,10 +23,10 @@ from thinpool.model import Usage
 from thinpool.pool.health import PoolStatus
 
 __all__ = [
-    "INTENT", "Activating", "Ancestor", "BlockDevices", "Checking", "Compared", "Comparing", "Context", "Deferring",
-    "Driver", "DriverStatus", "DriverType", "Growable", "HandleTaken", "Joining", "Looking", "Naming", "Noting",
-    "PoolStatus", "Records",
-    "Reserving", "Sealing", "Storage", "Tracking", "Unsure", "Vouching",
+    "INTENT", "Activating", "Ancestor", "BlockDevices", "Checking", "Compared", "Comparing", "Context",
+    "CountsExclusive", "Deferring", "Driver", "DriverStatus", "DriverType", "Growable", "HandleTaken", "Joining",
+    "Looking", "Naming", "Noting", "PoolStatus", "Records", "Reserving", "Sealing", "Storage", "Tracking", "Unsure",
+    "Vouching",
 ]  # fmt: skip
 
 INTENT = "intent"
@@ -200,6 +200,14 @@ class Checking(Protocol):
 
     def findings(self) -> Iterable[Finding]:
         """What is wrong with the driver's own objects; a remedy that it names is what `up` and `mend` do."""
+
+
+@runtime_checkable
+class CountsExclusive(Protocol):
+    """A driver that tells sooner what each layer alone occupies than all that `usages` says."""
+
+    def exclusive(self, handles: Sequence[int]) -> Mapping[int, int]:
+        """Bytes that removing storage would free, by handle."""
 
 
 @runtime_checkable

@@ -412,15 +412,24 @@ class Devicemapper:
 
         def count(books: Books) -> dict[int, Usage]:
             size = books.data_block_size
-            exclusive = books.exclusive(handle for handle, _ in layers)
+            found = books.layers((handle, parent or base) for handle, parent in layers)
             return {
                 handle: Usage(
-                    size=books.difference_blocks(handle, parent or base) * size,
-                    exclusive=exclusive[handle] * size,
-                    referenced=books.mapped_blocks(handle) * size,
+                    size=usage.own_blocks * size,
+                    exclusive=usage.exclusive_blocks * size,
+                    referenced=usage.mapped_blocks * size,
                 )
-                for handle, parent in layers
+                for handle, usage in found.items()
             }
+
+        return self._read(count)
+
+    def exclusive(self, handles: Sequence[int]) -> Mapping[int, int]:
+        """Count the blocks that each of some layers alone maps, which takes no look at any parent."""
+
+        def count(books: Books) -> dict[int, int]:
+            size = books.data_block_size
+            return {handle: blocks * size for handle, blocks in books.exclusive(handles).items()}
 
         return self._read(count)
 

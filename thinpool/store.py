@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import IO, TYPE_CHECKING, Literal, Self
 
 from thinpool import layers, mounting, stopping
-from thinpool.drivers.base import Growable
+from thinpool.drivers.base import CountsExclusive, Growable
 from thinpool.errors import DriverUnsupported, LayerNotFound
 from thinpool.filesystem.mounts import mount_table
 from thinpool.info import StoreInfo
@@ -135,6 +135,18 @@ class Store:
         """What every layer occupies, by name, in one reading of the driver's books."""
         records = self._session.state.layers()
         found = self._session.driver.usages([(record.handle, record.parent) for record in records])
+        return {record.name or "": found[record.handle] for record in records}
+
+    def exclusive(self) -> Mapping[str, int]:
+        """What removing each layer would free, in bytes, by name: of `usages` this alone, for less work.
+
+        Raises:
+            PoolFailed: the pool's books cannot be read.
+        """
+        driver, records = self._session.driver, self._session.state.layers()
+        if not isinstance(driver, CountsExclusive):
+            return {name: usage.exclusive for name, usage in self.usages().items()}
+        found = driver.exclusive([record.handle for record in records])
         return {record.name or "": found[record.handle] for record in records}
 
     def mounts(self, name: str) -> Sequence[Path]:

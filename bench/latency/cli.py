@@ -115,7 +115,7 @@ def _background(setting: Setting, options: argparse.Namespace) -> None:
 
 
 def _usage(setting: Setting, options: argparse.Namespace) -> None:
-    usage.run(setting, options.layers, options.delays)
+    usage.run(setting, options.layers, options.files[0], options.delays)
 
 
 def _diff(setting: Setting, options: argparse.Namespace) -> None:

@@ -162,12 +162,18 @@ def _checkpoints(index: Index) -> Iterator[Row]:
             yield Row(what, statistics.median(lost), "%", 5, at_least=False, detail=detail)
 
 
+def made_on(image: int) -> str:
+    """What the layers of a cell of the part `usage` stand on, by the files in it."""
+    return f"layers on an image of {image:,} files" if image else "layers on an empty file system"
+
+
 def _usages(index: Index) -> Iterator[Row]:
     for cell in index.cells("usage"):
-        over = index.rounds("usage", "thin_ls", "exclusive space of all", cell)
-        under = index.rounds("usage", THINPOOL, "exclusive space of all", cell)
-        what = f"usage of {cell.files} layers against thin_ls: {cell.delay} ms"
-        yield from _row(what, ("thin_ls", over), ("thinpool", under), 5)
+        over = index.rounds("usage", "thin_ls", "exclusive space", cell)
+        for operation in ("exclusive space", "all of usage"):
+            under = index.rounds("usage", THINPOOL, operation, cell)
+            what = f"{operation}, {cell.files} {made_on(cell.changes)}, against thin_ls: {cell.delay} ms"
+            yield from _row(what, ("thin_ls", over), ("thinpool", under), 5)
 
 
 def _diffs(index: Index) -> Iterator[Row]:

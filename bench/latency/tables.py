@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import attrs
 
 from bench.latency.records import Cell, Run
-from bench.latency.summary import THINPOOL, Index, percentile, targets
+from bench.latency.summary import THINPOOL, Index, made_on, percentile, targets
 from bench.measure import Row
 
 _PARTS = ("commit", "load", "hold", "checkpoints", "background", "usage", "diff")
@@ -67,7 +67,7 @@ def _cell(index: Index, part: str, cell: Cell) -> Table:
             values = figure.sample.seconds
             tail = ", ".join(f"p{p} {percentile(values, p) * 1e3:.2f} ms" for p in (50, 90, 99, 100))
         rows.append((contender, operation, str(figure), str(len(figure.sample.seconds)), times or tail))
-    where = f"{cell.files:,} layers, {cell.delay} ms" if part == "usage" else str(cell)
+    where = f"{cell.files:,} {made_on(cell.changes)}, {cell.delay} ms" if part == "usage" else str(cell)
     return Table(f"{part}: {where}", ("who", "what", "median (quartiles)", "n", "against thinpool"), rows)
 
 

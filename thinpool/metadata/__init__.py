@@ -27,13 +27,14 @@ from thinpool.metadata.books import Books, DeviceDetails, read_books
 from thinpool.metadata.mappings import BlockRange
 from thinpool.metadata.snapshot import metadata_snapshot, pinned_books, release_leftover
 from thinpool.metadata.superblock import Superblock, read_superblock
-from thinpool.metadata.usage import DeviceUsage
+from thinpool.metadata.usage import DeviceUsage, LayerUsage
 
 __all__ = [
     "BlockRange",
     "Books",
     "DeviceDetails",
     "DeviceUsage",
+    "LayerUsage",
     "Superblock",
     "metadata_snapshot",
     "pinned_books",

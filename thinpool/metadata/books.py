@@ -12,10 +12,12 @@ import attrs
 from thinpool.errors import PoolFailed
 from thinpool.metadata.btree import BTree, NodeReader, broken, integers, raw_values
 from thinpool.metadata.mappings import BlockRange, mapping_difference, mapping_tree
-from thinpool.metadata.reader import BlockReader, BlockSource, DirectFile, ReadCounters
+from thinpool.metadata.reader import BlockReader, ReadCounters
+from thinpool.metadata.source import BlockSource, DirectFile
 from thinpool.metadata.spacemap import SpaceMap, data_space_map, metadata_space_map
 from thinpool.metadata.superblock import Superblock, parse_superblock
-from thinpool.metadata.usage import DeviceUsage, census, difference_blocks, exclusive_blocks
+from thinpool.metadata.sweep import Limits, Question, occupied
+from thinpool.metadata.usage import DeviceUsage, LayerUsage, census, difference_blocks
 
 __all__ = ["Books", "DeviceDetails", "read_books"]
 
@@ -219,7 +221,45 @@ class Books:
         Raises:
             PoolFailed: the metadata lacks one of them, or is damaged.
         """
-        return self._exclusive({thin_id: self.mapping_root(thin_id) for thin_id in thin_ids})
+        self._read_ahead_maps()
+        wanted = set(thin_ids)
+        roots = self._devices_tree().lookup_each(wanted)
+        if wanted - roots.keys():
+            raise _no_device(min(wanted - roots.keys()))
+        return self._exclusive(roots)
+
+    def layers(self, pairs: Iterable[tuple[int, int | None]], limits: Limits | None = None) -> Mapping[int, LayerUsage]:
+        """What layers occupy, by thin id, from one pass over the nodes that they do not share.
+
+        Args:
+            pairs: thin ids of a layer, and of its parent (None where it has none).
+            limits: of what is looked at together; None for the usual ones.
+
+        Raises:
+            PoolFailed: the metadata lacks one of them, or is damaged.
+        """
+        self._read_ahead_maps()
+        parents = dict(pairs)
+        wanted = parents.keys() | {parent for parent in parents.values() if parent is not None}
+        roots = self._devices_tree().lookup_each(wanted)
+        details = self._details_tree().lookup_each(parents)
+        missing = (wanted - roots.keys()) | (parents.keys() - details.keys())
+        if missing:
+            raise _no_device(min(missing))
+        questions = [
+            Question(thin_id, roots[thin_id], None if parent is None else roots[parent])
+            for thin_id, parent in parents.items()
+        ]
+        self._take_census()
+        found = occupied(self._nodes, questions, None if self._census is not None else self._counts(), limits)
+        return {
+            thin_id: LayerUsage(
+                mapped_blocks=_DETAILS.unpack(details[thin_id])[0],
+                exclusive_blocks=each.exclusive if self._census is None else self._census[thin_id],
+                own_blocks=each.own,
+            )
+            for thin_id, each in found.items()
+        }
 
     def usage(self) -> Iterator[DeviceUsage]:
         """What each device occupies, ascending by thin id.
@@ -238,13 +278,28 @@ class Books:
             yield DeviceUsage(device.thin_id, device.mapped_blocks, alone)
 
     def _exclusive(self, roots: Mapping[int, int]) -> Mapping[int, int]:
-        if self._census is None and not self._counts_serve():
-            self._census = census(self._nodes, dict(self._devices_tree().items()))
+        self._take_census()
         if self._census is not None:
             return {thin_id: self._census[thin_id] for thin_id in roots}
+        questions = [Question(thin_id, root, None) for thin_id, root in roots.items()]
+        found = occupied(self._nodes, questions, self._counts())
+        return {thin_id: each.exclusive for thin_id, each in found.items()}
+
+    def _read_ahead_maps(self) -> None:
+        """Read the roots of all trees, and what the space maps begin with, together."""
+        maps = (self.superblock.metadata_space_map, self.superblock.data_space_map)
+        others = [self.superblock.held_root, *(each.bitmap_root for each in maps if each is not None)]
+        self._reader.prefetch([self.roots.mapping_root, self.roots.details_root, *filter(None, others)])
+
+    def _take_census(self) -> None:
+        """Count references anew, once, where the kernel's counts do not serve."""
+        if self._census is None and not self._counts_serve():
+            self._census = census(self._nodes, dict(self._devices_tree().items()))
+
+    def _counts(self) -> tuple[SpaceMap, SpaceMap]:
         if self._space_maps is None:
             self._space_maps = self._open_space_maps()
-        return exclusive_blocks(self._nodes, roots, *self._space_maps)
+        return self._space_maps
 
     def _counts_serve(self) -> bool:
         """Whether the kernel's reference counts are those of the devices alone; `usage` tells why."""

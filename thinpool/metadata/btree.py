@@ -7,16 +7,18 @@ and depth is limited, a damaged tree ends a walk with an error after at most `MA
 """
 
 import struct
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache
 from itertools import compress
 from typing import Generic, TypeVar
 
 import attrs
 
 from thinpool.errors import PoolFailed
-from thinpool.metadata.reader import BLOCK_SIZE, BlockReader
+from thinpool.metadata.reader import BlockReader
+from thinpool.metadata.source import BLOCK_SIZE
 from thinpool.metadata.superblock import NODE_SALT, checksum
 
 __all__ = [
@@ -27,8 +29,10 @@ __all__ = [
     "NodeReader",
     "Select",
     "broken",
+    "check_range",
     "child_ranges",
     "integers",
+    "parse_node",
     "raw_values",
 ]
 
@@ -71,9 +75,15 @@ class Node:
     values_at: int
 
 
+@lru_cache(maxsize=BLOCK_SIZE // 8)
+def _longs(count: int) -> struct.Struct:
+    """So many 64-bit numbers; kept, since `struct` forgets all that it has compiled with the hundredth format."""
+    return struct.Struct(f"<{count}Q")
+
+
 def integers(node: Node) -> tuple[int, ...]:
     """The values of a node whose values are 64-bit numbers."""
-    return struct.unpack_from(f"<{len(node.keys)}Q", node.data, node.values_at)
+    return _longs(len(node.keys)).unpack_from(node.data, node.values_at)
 
 
 def raw_values(node: Node) -> Sequence[bytes]:
@@ -116,11 +126,7 @@ class NodeReader:
     def child(self, block: int, value_size: int, low: int, high: int) -> Node:
         """As `node`, for a node that is no root: not empty, and with keys from `low` to below `high`."""
         node = self.node(block, value_size)
-        keys = node.keys
-        if not keys:
-            raise broken(block, "an empty node below a root")
-        if keys[0] < low or keys[-1] >= high:
-            raise broken(block, f"keys {keys[0]} to {keys[-1]} outside the parent's range from {low} to below {high}")
+        check_range(block, node.keys, low, high)
         return node
 
     def heights(self, roots: Sequence[int], value_size: int) -> Sequence[int]:
@@ -144,6 +150,18 @@ class NodeReader:
                 high = keys[1] if len(keys) > 1 else KEY_END
                 nodes[index] = self.child(integers(node)[0], value_size, keys[0], high)
         return heights
+
+
+def check_range(block: int, keys: Sequence[int], low: int, high: int) -> None:
+    """See to it that a node below a root has keys, and all of them in the range that its parent gives it.
+
+    Raises:
+        PoolFailed: it has not.
+    """
+    if not keys:
+        raise broken(block, "an empty node below a root")
+    if keys[0] < low or keys[-1] >= high:
+        raise broken(block, f"keys {keys[0]} to {keys[-1]} outside the parent's range from {low} to below {high}")
 
 
 def parse_node(data: bytes, block: int, value_size: int) -> Node:
@@ -173,8 +191,8 @@ def parse_node(data: bytes, block: int, value_size: int) -> Node:
         raise broken(block, f"{count} entries where there is room for {limit}")
     if flags == _INTERNAL and not count:
         raise broken(block, "an internal node without children")
-    keys: tuple[int, ...] = struct.unpack_from(f"<{count}Q", data, _HEADER.size)
-    if list(keys) != sorted(set(keys)):
+    keys: tuple[int, ...] = _longs(count).unpack_from(data, _HEADER.size)
+    if len(set(keys)) != count or list(keys) != sorted(keys):
         raise broken(block, "keys out of order")
     return Node(block, flags == _LEAF, keys, size, data, _HEADER.size + 8 * limit)
 
@@ -226,6 +244,34 @@ class BTree(Generic[V]):
             high = node.keys[index + 1] if index + 1 < len(node.keys) else high
             node = self.nodes.child(integers(node)[index], self.value_size, low, high)
         raise broken(self.root, f"a tree of more than {MAX_DEPTH} levels")
+
+    def lookup_each(self, keys: Iterable[int]) -> dict[int, V]:
+        """The values of several keys, without those that are missing; no node is parsed twice, one level at a time.
+
+        Raises:
+            PoolFailed: a node on the way is damaged.
+        """
+        found: dict[int, V] = {}
+        pending = [(self.root, 0, KEY_END, sorted(set(keys)))]
+        for level in range(MAX_DEPTH):
+            self.nodes.reader.prefetch(block for block, *_ in pending)
+            below = []
+            for block, low, high, wanted in pending:
+                node = self.nodes.node(block, self.value_size)
+                if level:
+                    check_range(block, node.keys, low, high)
+                if node.leaf:
+                    held = dict(zip(node.keys, self.unpack(node), strict=True))
+                    found.update((key, held[key]) for key in wanted if key in held)
+                    continue
+                for child, start, end in child_ranges(node, high):
+                    part = wanted[bisect_left(wanted, start) : bisect_left(wanted, end)]
+                    if part:
+                        below.append((child, start, end, part))
+            if not below:
+                return found
+            pending = below
+        raise broken(pending[0][0], f"a tree of more than {MAX_DEPTH} levels")
 
     def items(self, start: int = 0) -> Iterator[tuple[int, V]]:
         """Keys from `start` on, ascending, with their values; memory is bounded by one path of nodes.

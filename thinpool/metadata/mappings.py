@@ -7,6 +7,7 @@ same mappings in both, so the comparison drops it unread: the work is what diffe
 import struct
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from itertools import compress, count
 from operator import ne
 from typing import Final, NamedTuple
@@ -15,6 +16,7 @@ import attrs
 
 from thinpool.metadata.btree import KEY_END, MAX_DEPTH, BTree, Node, NodeReader, broken, integers
 from thinpool.metadata.cursor import Cursor
+from thinpool.metadata.source import BLOCK_SIZE
 
 __all__ = ["MAPPING_SIZE", "BlockRange", "data_blocks", "look_up", "mapping_difference", "mapping_tree"]
 
@@ -22,6 +24,9 @@ MAPPING_SIZE: Final = 8
 """Bytes of a value in the leaves of a mapping tree."""
 
 _VALUE = struct.Struct("<Q")
+
+_FEW: Final = 16
+"""Mappings are unpacked by multiples of so many, so that few formats have to be compiled."""
 
 _TIME_BITS: Final = 24
 """A mapping is the data block's number above 24 bits of time (`pack_block_time` of the kernel's dm-thin-metadata.c)."""
@@ -117,9 +122,16 @@ def _among_children(node: Node, part: _Below) -> Iterator[_Below]:
 def data_blocks(leaf: Node) -> Sequence[int]:
     """The data blocks that a leaf of a mapping tree maps to, in the order of its keys."""
     start, count = leaf.values_at, len(leaf.keys)
-    if leaf.data[start + 7 : start + 8 * count : 8].count(0) == count:  # all below 2**32: no shift in Python
-        return struct.unpack_from("<" + "3xIx" * count, leaf.data, start)
+    room = count + -count % _FEW
+    if start + 8 * room <= BLOCK_SIZE and leaf.data[start + 7 : start + 8 * count : 8].count(0) == count:
+        return _low_parts(room).unpack_from(leaf.data, start)[:count]  # all below 2**32: no shift in Python
     return [value >> _TIME_BITS for value in integers(leaf)]
+
+
+@lru_cache(maxsize=BLOCK_SIZE // 8 // _FEW + 1)
+def _low_parts(count: int) -> struct.Struct:
+    """The data blocks of so many mappings; kept, as it is long to compile, and in few sizes."""
+    return struct.Struct("<" + "3xIx" * count)
 
 
 def mapping_difference(nodes: NodeReader, old: int, new: int) -> Iterator[BlockRange]:

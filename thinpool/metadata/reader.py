@@ -1,189 +1,31 @@
-"""Blocks of a pool's two devices, read past the page cache.
+"""Blocks of a pool's devices through a bounded cache, with read-ahead that suits the disk."""
 
-The kernel writes a pool's metadata through dm-bufio, and its data straight from thin devices, both past the page cache
-of the block device below: a buffered read may give a block as it was long ago. So every read here is O_DIRECT.
-"""
-
-import os
-import stat
-import threading
 import time
+from bisect import bisect_left
 from collections import OrderedDict, deque
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
-from mmap import mmap
 from types import TracebackType
-from typing import Literal, Protocol, Self, cast
+from typing import Self, TypeVar, cast
 
 import attrs
 
 from thinpool.errors import PoolFailed
+from thinpool.metadata.pace import DEPTH, TIMED, Pace
+from thinpool.metadata.source import BLOCK_SIZE, RUN_BLOCKS, BlockSource
 
-__all__ = ["BLOCK_SIZE", "MAX_BLOCKS", "BlockReader", "BlockSource", "DirectFile", "ReadCounters"]
+__all__ = ["BlockReader", "ReadCounters"]
 
-Holds = Literal["metadata", "data"]
-"""What a device of a pool holds."""
-
-BLOCK_SIZE = 4096
-"""Bytes of a block: of a metadata block (`THIN_METADATA_BLOCK_SIZE` of the kernel's dm-thin-metadata.h)."""
-
-MAX_BLOCKS = 255 * 4080 * 4
-"""Most blocks that metadata can have: 255 bitmaps (`MAX_METADATA_BITMAPS`) with four counts a byte."""
-
-_RUN_BLOCKS = 64
 _GAP_BLOCKS = 16
 _CACHE_BLOCKS = 2048
 _WINDOW_BLOCKS = 256
-_SLOW_SECONDS = 0.0005
-_SURELY_SLOW_SECONDS = 0.002  # so that few reads are enough to tell
-_RECENT_READS = 5
-_BLOCK_SECONDS = 0.00003  # what a block more may take without the device being called slow for it
-_DEPTH = 16
+_RECENT_BLOCKS = 320
+_RECENT_BLOCKS_SLOW = 4096  # more, as more is asked for at once where a read takes long
+_BEFORE, _AFTER = 12, 4  # what one commit wrote lies together, and reading some more in the same call costs little
 
-_WRITES_DONE = 4
-"""Field of a block device's `stat` in sysfs (the kernel's Documentation/block/stat.rst)."""
-
-
-class BlockSource(Protocol):
-    """Where blocks come from."""
-
-    @property
-    def blocks(self) -> int:
-        """How many blocks there are."""
-
-    def read(self, block: int, count: int = 1) -> bytes:
-        """The bytes of `count` blocks from `block` on.
-
-        Raises:
-            PoolFailed: they lie outside, or cannot be read.
-        """
-
-    def read_each(self, block: int, count: int) -> Sequence[bytes]:
-        """The same, each block for itself."""
-
-    def mark(self) -> int:
-        """A number that is another one after a write to the source."""
-
-    def close(self) -> None:
-        """Let go of what the source holds."""
-
-
-class DirectFile:
-    """A metadata or data device, or an image of one in a file, opened read-only with O_DIRECT.
-
-    A regular file on a file system without O_DIRECT (tmpfs of older kernels) is read through the page cache, which is
-    all there is of it; a block device never is. Reads may come from several threads at once.
-    """
-
-    def __init__(self, fd: int, name: str, holds: Holds = "metadata") -> None:
-        """Take over a file descriptor, to be closed by `close`."""
-        self._fd = fd
-        self._name = name
-        self._holds = holds
-        self._local = threading.local()
-        blocks = os.lseek(fd, 0, os.SEEK_END) // BLOCK_SIZE
-        self.blocks = min(blocks, MAX_BLOCKS) if holds == "metadata" else blocks
-
-    @classmethod
-    def open(cls, device: str | bytes | os.PathLike[str] | int, holds: Holds = "metadata") -> Self:
-        """Open a device or image by path, or anew by a file descriptor that the caller keeps.
-
-        Args:
-            device: the device or image.
-            holds: what it is a device of.
-
-        Raises:
-            PoolFailed: it cannot be opened, or is neither block device nor regular file.
-        """
-        name = f"file descriptor {device}" if isinstance(device, int) else os.fsdecode(device)
-        path = f"/proc/self/fd/{device}" if isinstance(device, int) else device
-        try:
-            fd = cls._open_direct(path)
-        except OSError as error:
-            raise PoolFailed(f"cannot open {holds} device {name}: {error.strerror}") from error
-        try:
-            _check_kind(fd, name, holds)
-            return cls(fd, name, holds)
-        except BaseException:
-            os.close(fd)
-            raise
-
-    @staticmethod
-    def _open_direct(path: str | bytes | os.PathLike[str]) -> int:
-        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
-        try:
-            return os.open(path, flags | os.O_DIRECT)
-        except OSError:
-            if not stat.S_ISREG(os.stat(path).st_mode):
-                raise
-        return os.open(path, flags)
-
-    def read(self, block: int, count: int = 1) -> bytes:
-        """The bytes of `count` blocks (64 at the most) from `block` on.
-
-        Raises:
-            PoolFailed: they lie beyond the end, or the device gives an error.
-        """
-        return self._fill(block, count)[: count * BLOCK_SIZE]
-
-    def read_each(self, block: int, count: int) -> Sequence[bytes]:
-        """The same, each block for itself; raises as `read`."""
-        buffer = self._fill(block, count)
-        return [buffer[at : at + BLOCK_SIZE] for at in range(0, count * BLOCK_SIZE, BLOCK_SIZE)]
-
-    def _fill(self, block: int, count: int) -> mmap:
-        """Read into this thread's buffer."""
-        if not 0 <= block <= self.blocks - count:
-            raise PoolFailed(
-                f"{self._holds} block {block + count - 1} lies outside the {self.blocks} blocks of {self._name}"
-            )
-        size = count * BLOCK_SIZE
-        buffer = self._buffer()
-        try:
-            got = os.preadv(self._fd, [memoryview(buffer)[:size]], block * BLOCK_SIZE)
-        except OSError as error:
-            raise PoolFailed(f"{self._holds} block {block} of {self._name} cannot be read: {error.strerror}") from error
-        if got != size:
-            raise PoolFailed(
-                f"{self._holds} block {block} of {self._name}: {got} bytes read where {size} were asked for"
-            )
-        return buffer
-
-    def mark(self) -> int:
-        """A number that is another one after a write: writes done (of a block device), or the time of the last one.
-
-        0 where the kernel keeps no statistics of the device, so it tells of changes, and never that there was none.
-        """
-        status = os.fstat(self._fd)
-        if stat.S_ISREG(status.st_mode):
-            return status.st_mtime_ns
-        numbers = f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
-        try:
-            with open(f"/sys/dev/block/{numbers}/stat", encoding="ascii") as file:
-                return int(file.read().split()[_WRITES_DONE])
-        except OSError:
-            return 0
-
-    def _buffer(self) -> mmap:
-        buffer: mmap | None = getattr(self._local, "buffer", None)
-        if buffer is None:  # anonymous memory is page-aligned, as O_DIRECT wants it
-            buffer = self._local.buffer = mmap(-1, _RUN_BLOCKS * BLOCK_SIZE)
-        return buffer
-
-    def close(self) -> None:
-        """Close the file; a second call does nothing."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
+T = TypeVar("T")
+Run = tuple[int, int]
 
 
 @attrs.frozen
@@ -200,11 +42,9 @@ class ReadCounters:
 
 
 class BlockReader:
-    """Blocks through a bounded cache, with read-ahead that suits the disk.
+    """Blocks through a bounded cache, with read-ahead that suits the disk (`thinpool.metadata.pace`).
 
-    Blocks that lie close together are read in one call. Where all of the last few reads but one took longer than half
-    a millisecond, not counting what their size takes, read-ahead keeps up to 16 calls under way at once; on a faster
-    device threads would only cost, and so they would where a busy machine lets some reads wait.
+    Blocks that lie close together are read in one call.
     """
 
     def __init__(
@@ -228,7 +68,9 @@ class BlockReader:
         self._cache_blocks = max(1, cache_blocks)
         self._window_blocks = window_blocks
         self._clock = clock
-        self._latencies: deque[float] = deque(maxlen=_RECENT_READS)
+        self._pace = Pace()
+        self._recent: deque[tuple[int, memoryview]] = deque()
+        self._recent_blocks: dict[int, tuple[int, memoryview]] = {}
         self._reads = 0
         self._blocks_read = 0
         self._executor: ThreadPoolExecutor | None = None
@@ -246,10 +88,7 @@ class BlockReader:
     @property
     def depth(self) -> int:
         """How many reads read-ahead keeps under way, by the latency measured so far."""
-        recent = sorted(self._latencies)
-        if len(recent) < _RECENT_READS:
-            return _DEPTH if recent and recent[0] > _SURELY_SLOW_SECONDS else 1
-        return _DEPTH if recent[1] > _SLOW_SECONDS else 1
+        return self._pace.depth
 
     @property
     def window(self) -> int:
@@ -264,8 +103,7 @@ class BlockReader:
         """
         data = self._cache.get(block)
         if data is None:
-            (data,), seconds = self._timed_read((block, 1))
-            self._account(seconds, 1)
+            (data,) = self._timed((block, 1), self._source.read_each)
             self._keep(block, (data,))
         else:
             self._cache.move_to_end(block)
@@ -312,42 +150,96 @@ class BlockReader:
         if len(wanted) < 2:
             return
         runs = _runs(sorted(wanted))
-        for run, result in zip(runs, self._read_runs(runs), strict=True):
-            if result is None:
-                continue
-            data, seconds = result
-            start, count = run
-            self._account(seconds, count)
-            self._keep(start, data, wanted)
+        for (start, _), data in zip(runs, self._read_runs(runs, self._source.read_each), strict=True):
+            if data is not None:
+                self._keep(start, data, wanted)
 
-    def _read_runs(self, runs: Sequence[tuple[int, int]]) -> Iterable[tuple[Sequence[bytes], float | None] | None]:
+    def stream(self, blocks: Iterable[int]) -> Iterator[tuple[int, memoryview]]:
+        """Each of some blocks once with its bytes, in no certain order, for those that are not needed for long.
+
+        What is read stays at hand for a short while only, with what lies around it, so that memory is soon used again.
+
+        Raises:
+            PoolFailed: one lies outside the device, or cannot be read.
+        """
+        missing = []
+        for block in sorted(set(blocks)):
+            run = self._recent_blocks.get(block)
+            if run is None:
+                missing.append(block)
+            else:
+                yield block, _part(run, block)
+        found = self._runs_around(missing)
+        for first in range(0, len(found), DEPTH):
+            some = found[first : first + DEPTH]
+            results = self._read_runs([run for run, _ in some], self._source.read)
+            for ((start, _), wanted), data in zip(some, results, strict=True):
+                if data is None:  # some of it cannot be read, which matters only where that is wanted
+                    yield from ((block, memoryview(self.read(block))) for block in wanted)
+                    continue
+                run = (start, memoryview(data))
+                self._remember(run)
+                yield from ((block, _part(run, block)) for block in wanted)
+
+    def _remember(self, run: tuple[int, memoryview]) -> None:
+        self._recent.append(run)
+        self._recent_blocks.update(dict.fromkeys(_blocks_of(run), run))
+        kept = _RECENT_BLOCKS if self.depth == 1 else _RECENT_BLOCKS_SLOW
+        while len(self._recent_blocks) > kept:
+            oldest = self._recent.popleft()
+            for block in _blocks_of(oldest):
+                if self._recent_blocks.get(block) is oldest:
+                    del self._recent_blocks[block]
+
+    def _runs_around(self, blocks: Sequence[int]) -> list[tuple[Run, Sequence[int]]]:
+        """Runs that hold sorted blocks, with some of what lies around, each with those that are wanted."""
+        found = []
+        index, taken = 0, 0
+        runs = _runs(blocks, RUN_BLOCKS - _BEFORE - _AFTER) if blocks else []
+        for (start, count), following in zip(runs, [*(start for start, _ in runs[1:]), self.blocks], strict=False):
+            upto = bisect_left(blocks, start + count, index)
+            low, end = start, start + count
+            if start >= 0 and end <= self.blocks:  # else it is for the read to complain about
+                low, end = max(taken, start - _BEFORE), min(self.blocks, following, end + _AFTER)
+            found.append(((low, end - low), blocks[index:upto]))
+            index, taken = upto, end
+        return found
+
+    def _read_runs(self, runs: Sequence[Run], read: Callable[[int, int], T]) -> Iterable[T | None]:
+        """What is read of each run, None where it cannot be read; several at once on a slow disk."""
+
+        def alone(run: Run) -> T | None:
+            try:
+                return self._timed(run, read)
+            except PoolFailed:
+                return None
+
+        def among_others(run: Run) -> T | None:
+            try:
+                return read(*run)
+            except PoolFailed:
+                return None
+
+        if self.depth > 1 and len(runs) > 1 and self._pace.wants_proof():
+            return chain([alone(runs[0])], self._read_runs(runs[1:], read))
         if self.depth == 1 or len(runs) == 1:
-            return chain(map(self._try_read, runs[:_RECENT_READS]), map(self._try_untimed, runs[_RECENT_READS:]))
+            self._count(runs[TIMED:])
+            return chain(map(alone, runs[:TIMED]), map(among_others, runs[TIMED:]))
+        self._count(runs)
         if self._executor is None:
-            self._executor = ThreadPoolExecutor(_DEPTH, thread_name_prefix="metadata-read")
-        return self._executor.map(self._try_read, runs)
+            self._executor = ThreadPoolExecutor(DEPTH, thread_name_prefix="metadata-read")
+        return self._executor.map(among_others, runs)
 
-    def _try_untimed(self, run: tuple[int, int]) -> tuple[Sequence[bytes], None] | None:
-        try:
-            return self._source.read_each(*run), None
-        except PoolFailed:
-            return None
+    def _timed(self, run: Run, read: Callable[[int, int], T]) -> T:
+        begun = self._clock()
+        data = read(*run)
+        self._pace.note(self._clock() - begun, run[1])
+        self._count([run])
+        return data
 
-    def _try_read(self, run: tuple[int, int]) -> tuple[Sequence[bytes], float] | None:
-        try:
-            return self._timed_read(run)
-        except PoolFailed:
-            return None
-
-    def _timed_read(self, run: tuple[int, int]) -> tuple[Sequence[bytes], float]:
-        start = self._clock()
-        return self._source.read_each(*run), self._clock() - start
-
-    def _account(self, seconds: float | None, blocks: int) -> None:
-        self._reads += 1
-        self._blocks_read += blocks
-        if seconds is not None:
-            self._latencies.append(seconds - blocks * _BLOCK_SECONDS)
+    def _count(self, runs: Sequence[Run]) -> None:
+        self._reads += len(runs)
+        self._blocks_read += sum(count for _, count in runs)
 
     def _keep(self, start: int, data: Iterable[bytes], wanted: Container[int] | None = None) -> None:
         """Keep blocks in a row, all or those that are wanted."""
@@ -364,6 +256,8 @@ class BlockReader:
             self._executor.shutdown()
             self._executor = None
         self._cache.clear()
+        self._recent.clear()
+        self._recent_blocks.clear()
         self._source.close()
 
     def __enter__(self) -> Self:
@@ -375,18 +269,21 @@ class BlockReader:
         self.close()
 
 
-def _check_kind(fd: int, name: str, holds: Holds) -> None:
-    mode = os.fstat(fd).st_mode
-    if not stat.S_ISBLK(mode) and not stat.S_ISREG(mode):
-        raise PoolFailed(f"{holds} device {name} is neither a block device nor a regular file")
+def _blocks_of(run: tuple[int, memoryview]) -> range:
+    return range(run[0], run[0] + len(run[1]) // BLOCK_SIZE)
 
 
-def _runs(blocks: Sequence[int]) -> list[tuple[int, int]]:
+def _part(run: tuple[int, memoryview], block: int) -> memoryview:
+    at = (block - run[0]) * BLOCK_SIZE
+    return run[1][at : at + BLOCK_SIZE]
+
+
+def _runs(blocks: Sequence[int], most: int = RUN_BLOCKS) -> list[Run]:
     """Group sorted block numbers into (start, count), reading through small gaps."""
-    runs: list[tuple[int, int]] = []
+    runs: list[Run] = []
     start = end = blocks[0]
     for block in blocks[1:]:
-        if block - end > _GAP_BLOCKS or block - start >= _RUN_BLOCKS:
+        if block - end > _GAP_BLOCKS or block - start >= most:
             runs.append((start, end - start + 1))
             start = block
         end = block

@@ -8,10 +8,12 @@ import struct
 from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from operator import itemgetter
 
 from thinpool.errors import PoolFailed
 from thinpool.metadata.btree import BTree, NodeReader, broken, raw_values
-from thinpool.metadata.reader import BLOCK_SIZE, BlockReader
+from thinpool.metadata.reader import BlockReader
+from thinpool.metadata.source import BLOCK_SIZE
 from thinpool.metadata.superblock import BITMAP_SALT, INDEX_SALT, SpaceMapRoot, checksum
 
 __all__ = ["COUNTS_PER_BITMAP", "SpaceMap", "data_space_map", "metadata_space_map"]
@@ -58,11 +60,16 @@ class SpaceMap:
         Raises:
             PoolFailed: one lies beyond the device, or the space map is damaged.
         """
-        pages = {number: self._page(number) for number, _ in self._by_page(blocks)}
-        if len(pages) == 1:
-            number, page = pages.popitem()
-            first = number * COUNTS_PER_BITMAP
+        if not blocks:
+            return ()
+        low, high = min(blocks), max(blocks)
+        if high >= self.blocks:
+            raise self._beyond(high)
+        number = low // COUNTS_PER_BITMAP
+        if high // COUNTS_PER_BITMAP == number:
+            page, first = self._page(number), number * COUNTS_PER_BITMAP
             return [page[block - first] for block in blocks]
+        pages = {number: self._page(number) for number in sorted({block // COUNTS_PER_BITMAP for block in blocks})}
         return [pages[block // COUNTS_PER_BITMAP][block % COUNTS_PER_BITMAP] for block in blocks]
 
     def count_once(self, blocks: Sequence[int]) -> int:
@@ -71,16 +78,17 @@ class SpaceMap:
         Raises:
             PoolFailed: one lies beyond the device, or the space map is damaged.
         """
-        total = 0
-        for number, part in self._by_page(blocks):
-            page, first = self._page(number), number * COUNTS_PER_BITMAP
-            low, end = part[0] - first, part[-1] - first + 1
-            ones = page.count(1, low, end)
-            if ones == end - low:
-                total += len(part)
-            elif ones:  # where nothing in the range is referenced once, as in an old base, no look at each is needed
-                total += sum([page[block - first] for block in part])
-        return total
+        return sum(self._count_in_page(number, part) for number, part in self._by_page(blocks))
+
+    def _count_in_page(self, number: int, part: Sequence[int]) -> int:
+        page, first = self._page(number), number * COUNTS_PER_BITMAP
+        low, end = part[0] - first, part[-1] - first + 1
+        ones = page.count(1, low, end)
+        if ones == end - low:
+            return len(part)
+        if not ones:  # nothing in the range is referenced once, as in an old base: no look at each is needed
+            return 0
+        return sum(itemgetter(*([block - first for block in part] if first else part))(page))
 
     def prefetch(self, groups: Iterable[Sequence[int]]) -> None:
         """Read ahead the bitmaps for groups of blocks, where the disk is slow enough for that to pay."""
@@ -98,8 +106,10 @@ class SpaceMap:
         start = 0
         while start < len(ordered):
             number = ordered[start] // COUNTS_PER_BITMAP
-            end = bisect_left(ordered, (number + 1) * COUNTS_PER_BITMAP, start)
-            yield number, ordered[start:end]
+            end = len(ordered)
+            if ordered[-1] >= (number + 1) * COUNTS_PER_BITMAP:
+                end = bisect_left(ordered, (number + 1) * COUNTS_PER_BITMAP, start)
+            yield number, ordered[start:end] if start or end < len(ordered) else ordered
             start = end
 
     def _beyond(self, block: int) -> PoolFailed:

@@ -15,7 +15,8 @@ from typing import Self
 
 from thinpool.metadata.btree import NodeReader
 from thinpool.metadata.mappings import BlockRange, look_up, mapping_difference
-from thinpool.metadata.reader import BlockReader, BlockSource, DirectFile, ReadCounters
+from thinpool.metadata.reader import BlockReader, ReadCounters
+from thinpool.metadata.source import BlockSource, DirectFile
 
 __all__ = ["StillMappings"]
 

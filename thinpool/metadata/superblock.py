@@ -8,11 +8,14 @@ dm-block-manager.c. All integers are little-endian.
 import enum
 import os
 import struct
+from collections.abc import Callable
+from functools import cache
+from typing import cast
 
 import attrs
 
 from thinpool.errors import PoolFailed
-from thinpool.metadata.reader import BLOCK_SIZE, MAX_BLOCKS, DirectFile
+from thinpool.metadata.source import BLOCK_SIZE, MAX_BLOCKS, DirectFile
 
 __all__ = [
     "BITMAP_SALT",
@@ -127,9 +130,14 @@ class Superblock:
 
 def checksum(block: bytes, salt: int) -> int:
     """The checksum that belongs into the first four bytes of a metadata block of the kind that the salt stands for."""
+    return _crc32c()(memoryview(block)[4:]) ^ 0xFFFFFFFF ^ salt
+
+
+@cache
+def _crc32c() -> Callable[[memoryview], int]:
     from crc32c import crc32c  # noqa: PLC0415 - it looks up its own version, which costs every command
 
-    return int(crc32c(memoryview(block)[4:])) ^ 0xFFFFFFFF ^ salt
+    return cast("Callable[[memoryview], int]", crc32c)
 
 
 def parse_superblock(data: bytes, block: int = 0) -> Superblock:

@@ -25,7 +25,7 @@ from thinpool.metadata.btree import KEY_END, MAX_DEPTH, Node, NodeReader, Select
 from thinpool.metadata.mappings import MAPPING_SIZE, data_blocks, mapping_difference, mapping_tree
 from thinpool.metadata.spacemap import SpaceMap
 
-__all__ = ["DeviceUsage", "census", "difference_blocks", "exclusive_blocks"]
+__all__ = ["DeviceUsage", "LayerUsage", "Visited", "census", "difference_blocks", "exclusive_blocks"]
 
 _SHARED: Final = -1
 _PAGE_SHIFT: Final = 8
@@ -47,6 +47,21 @@ class DeviceUsage:
     thin_id: int
     mapped_blocks: int
     exclusive_blocks: int
+
+
+@attrs.frozen
+class LayerUsage:
+    """What a layer occupies, in data blocks.
+
+    Attributes:
+        mapped_blocks: all that it maps, shared or not.
+        exclusive_blocks: those that no other device maps, which its deletion frees.
+        own_blocks: those that its parent does not map at the same place; 0 without a parent.
+    """
+
+    mapped_blocks: int
+    exclusive_blocks: int
+    own_blocks: int
 
 
 def difference_blocks(nodes: NodeReader, child: int, parent: int) -> int:
@@ -79,7 +94,7 @@ def exclusive_blocks(nodes: NodeReader, roots: Mapping[int, int], metadata: Spac
         PoolFailed: the metadata is damaged.
     """
     totals = dict.fromkeys(roots, 0)
-    visited = bytearray((nodes.reader.blocks >> 3) + 1)
+    visited = Visited(nodes.reader.blocks)
     alone = compress(roots.items(), metadata.once(list(roots.values())))
     pending = [_Subtree(root, thin_id, 0, KEY_END, 1) for thin_id, root in alone]
     while pending:
@@ -87,7 +102,7 @@ def exclusive_blocks(nodes: NodeReader, roots: Mapping[int, int], metadata: Spac
         portion = pending[-window:]
         del pending[-window:]
         nodes.reader.prefetch(subtree.block for subtree in portion)
-        _mark(visited, [subtree.block for subtree in portion])
+        visited.mark(subtree.block for subtree in portion)
         found = [(subtree, _checked(nodes, subtree)) for subtree in portion]
         leaves = [(subtree.thin_id, data_blocks(node)) for subtree, node in found if node.leaf]
         data.prefetch(blocks for _, blocks in leaves)
@@ -101,17 +116,29 @@ def exclusive_blocks(nodes: NodeReader, roots: Mapping[int, int], metadata: Spac
     return totals
 
 
-def _mark(visited: bytearray, blocks: Iterable[int]) -> None:
-    """Note which nodes are visited; one that is met again is none that is referenced once.
+class Visited:
+    """Which nodes were visited; one that is met again is none that is referenced once.
 
     Without that, devices that claim one tree each as theirs alone would have it read as often as there are devices.
     """
-    for block in blocks:
-        at, bit = block >> 3, 1 << (block & 7)
-        if at < len(visited):  # else it lies outside, which the reader tells
-            if visited[at] & bit:
-                raise broken(block, "counted as referenced once, and met twice")
-            visited[at] |= bit
+
+    def __init__(self, blocks: int) -> None:
+        """None of so many blocks."""
+        self._bits = bytearray((blocks >> 3) + 1)
+
+    def mark(self, blocks: Iterable[int]) -> None:
+        """Note that nodes are visited.
+
+        Raises:
+            PoolFailed: one was before.
+        """
+        bits = self._bits
+        for block in blocks:
+            at, bit = block >> 3, 1 << (block & 7)
+            if at < len(bits):  # else it lies outside, which the reader tells
+                if bits[at] & bit:
+                    raise broken(block, "counted as referenced once, and met twice")
+                bits[at] |= bit
 
 
 class _Subtree(NamedTuple):

@@ -24,7 +24,8 @@ from thinpool.errors import DeviceMapperError, PoolFailed, PoolFull
 from thinpool.metadata import Books
 from thinpool.metadata.btree import NodeReader
 from thinpool.metadata.mappings import data_blocks, mapping_tree
-from thinpool.metadata.reader import BlockReader, DirectFile
+from thinpool.metadata.reader import BlockReader
+from thinpool.metadata.source import DirectFile
 from thinpool.metadata.spacemap import data_space_map, metadata_space_map
 from thinpool.metadata.superblock import SpaceMapRoot
 from thinpool.pool.thins import ThinDevices

@@ -13,7 +13,8 @@ from typing import Final, Self
 
 from thinpool.errors import PoolFailed
 from thinpool.filesystem.ext4.errors import Unreadable
-from thinpool.metadata.reader import BLOCK_SIZE, BlockReader, DirectFile, ReadCounters
+from thinpool.metadata.reader import BlockReader, ReadCounters
+from thinpool.metadata.source import BLOCK_SIZE, DirectFile
 from thinpool.metadata.still import StillMappings
 
 __all__ = ["DataDevice", "ThinVolume"]

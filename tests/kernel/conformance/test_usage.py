@@ -79,6 +79,7 @@ def test_all_at_once_gives_what_one_by_one_does(store: Store) -> None:
     store.prepare("work")
     found = store.usages()
     assert found == {layer.name: store.usage(layer.name) for layer in store.walk()}
+    assert store.exclusive() == {name: usage.exclusive for name, usage in found.items()}
     for usage in found.values():
         assert_sane(usage)
 

@@ -32,6 +32,7 @@ def compare(pool: RandomPool, chance: random.Random) -> None:
         for held in (False, True):
             with Books.open(pool.metadata, held=held) as books:
                 assert usage_of(books) == expected
+                compare_layers(books, chance, expected, dump)
                 assert books.unchanged()
         with Books.open(pool.metadata, held=True) as books:
             compare_mappings(books, dump)
@@ -42,6 +43,17 @@ def compare(pool: RandomPool, chance: random.Random) -> None:
                 assert books.difference_blocks(new, old) == sum(after is not None for _, _, after in found)
                 if step == 0 and old != new:
                     assert found == thin_delta(pool.metadata, old, new)
+
+
+def compare_layers(books: Books, chance: random.Random, expected: Usage, dump: Dump) -> None:
+    """Each device as a layer on another one, or on none: related or not makes no difference to what is counted."""
+    parents = {thin_id: chance.choice([None, *dump]) for thin_id in dump}
+    for thin_id, usage in books.layers(parents.items()).items():
+        parent = parents[thin_id]
+        assert (usage.mapped_blocks, usage.exclusive_blocks) == expected[thin_id][:2]
+        held = {} if parent is None else dump[parent]
+        own = sum(held.get(block) != data for block, data in dump[thin_id].items())
+        assert usage.own_blocks == (0 if parent is None else own)
 
 
 def compare_mappings(books: Books, dump: Dump) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from itertools import pairwise
+from random import Random
 
 import attrs
 from hypothesis import given, settings
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from tests.unit.metadata.image import Devices, Image, MemorySource, Shape, difference, exclusive, spread
 from thinpool.metadata.books import Books
 from thinpool.metadata.mappings import BlockRange
+from thinpool.metadata.sweep import Limits
 
 SPAN = 400
 """Virtual blocks of a device."""
@@ -129,3 +131,27 @@ def test_usage_of_the_metadata_snapshot_itself(pool: Pool) -> None:
         assert {device.thin_id: device.exclusive_blocks for device in books.usage()} == expected
         assert books.exclusive(expected) == expected
         assert [device.thin_id for device in books.devices()] == sorted(pool.before)
+
+
+@settings(max_examples=200, deadline=None)
+@given(pools(), st.randoms(use_true_random=False), st.sampled_from([1, 2, 5, 256]), st.sampled_from([0, 1, 4, 1000]))
+def test_layers_beside_their_parents(pool: Pool, chance: Random, layers: int, nodes: int) -> None:
+    """Whatever the parents are, and however few nodes fit into memory at once."""
+    parents = {key: chance.choice([None, *pool.now]) for key in pool.now}
+    expected = exclusive(pool.now)
+    own = {
+        key: 0
+        if parent is None
+        else sum(after is not None for _, _, after in difference(pool.now[parent], pool.now[key]))
+        for key, parent in parents.items()
+    }
+    limits = Limits(layers=layers, layer_nodes=nodes, group_nodes=nodes)
+    for held in (False, True):
+        for stale in (False, True):
+            with Books(pool.write(held=held, stale=stale)) as books:
+                found = books.layers(parents.items(), limits)
+                assert {key: usage.mapped_blocks for key, usage in found.items()} == {
+                    key: len(mappings) for key, mappings in pool.now.items()
+                }
+                assert {key: usage.exclusive_blocks for key, usage in found.items()} == expected
+                assert {key: usage.own_blocks for key, usage in found.items()} == own

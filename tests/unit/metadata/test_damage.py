@@ -29,6 +29,7 @@ QUESTIONS: tuple[Question, ...] = (
     lambda books: list(books.difference(1, 2)),
     lambda books: list(books.difference(3, 2)),
     lambda books: books.difference_blocks(5, 1),
+    lambda books: books.layers([(1, 4), (2, 1), (3, 2), (5, None), (6, 3)]),
     lambda books: list(books.mappings(3)),
 )
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.unit.metadata.image import BLOCK, Image, Shape, sealed
 from thinpool.errors import PoolFailed
-from thinpool.metadata.reader import MAX_BLOCKS
+from thinpool.metadata.source import MAX_BLOCKS
 from thinpool.metadata.superblock import (
     SUPERBLOCK_SALT,
     SpaceMapRoot,
