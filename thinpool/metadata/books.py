@@ -220,6 +220,7 @@ class Books:
         Raises:
             PoolFailed: the metadata lacks one of them, or is damaged.
         """
+        self._read_ahead_maps()
         wanted = set(thin_ids)
         roots = self._devices_tree().lookup_each(wanted)
         if wanted - roots.keys():
@@ -236,6 +237,7 @@ class Books:
         Raises:
             PoolFailed: the metadata lacks one of them, or is damaged.
         """
+        self._read_ahead_maps()
         parents = dict(pairs)
         wanted = parents.keys() | {parent for parent in parents.values() if parent is not None}
         roots = self._devices_tree().lookup_each(wanted)
@@ -281,6 +283,12 @@ class Books:
         questions = [Question(thin_id, root, None) for thin_id, root in roots.items()]
         found = occupied(self._nodes, questions, self._counts())
         return {thin_id: each.exclusive for thin_id, each in found.items()}
+
+    def _read_ahead_maps(self) -> None:
+        """Read the roots of all trees, and what the space maps begin with, together."""
+        maps = (self.superblock.metadata_space_map, self.superblock.data_space_map)
+        others = [self.superblock.held_root, *(each.bitmap_root for each in maps if each is not None)]
+        self._reader.prefetch([self.roots.mapping_root, self.roots.details_root, *filter(None, others)])
 
     def _take_census(self) -> None:
         """Count references anew, once, where the kernel's counts do not serve."""

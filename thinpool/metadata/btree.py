@@ -70,7 +70,7 @@ class Node:
     leaf: bool
     keys: tuple[int, ...]
     value_size: int
-    data: bytes | memoryview
+    data: bytes
     values_at: int
 
 
@@ -88,7 +88,7 @@ def integers(node: Node) -> tuple[int, ...]:
 def raw_values(node: Node) -> Sequence[bytes]:
     """The values of a node as they are on disk."""
     size, start = node.value_size, node.values_at
-    return [bytes(node.data[at : at + size]) for at in range(start, start + size * len(node.keys), size)]
+    return [node.data[at : at + size] for at in range(start, start + size * len(node.keys), size)]
 
 
 def broken(block: int, reason: str) -> PoolFailed:
@@ -163,7 +163,7 @@ def check_range(block: int, keys: Sequence[int], low: int, high: int) -> None:
         raise broken(block, f"keys {keys[0]} to {keys[-1]} outside the parent's range from {low} to below {high}")
 
 
-def parse_node(data: bytes | memoryview, block: int, value_size: int) -> Node:
+def parse_node(data: bytes, block: int, value_size: int) -> Node:
     """Check and parse one block that should hold a node.
 
     Args:

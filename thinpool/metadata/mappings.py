@@ -123,7 +123,7 @@ def data_blocks(leaf: Node) -> Sequence[int]:
     """The data blocks that a leaf of a mapping tree maps to, in the order of its keys."""
     start, count = leaf.values_at, len(leaf.keys)
     room = count + -count % _FEW
-    if start + 8 * room <= BLOCK_SIZE and not any(bytes(leaf.data[start + 7 : start + 8 * count : 8])):
+    if start + 8 * room <= BLOCK_SIZE and leaf.data[start + 7 : start + 8 * count : 8].count(0) == count:
         return _low_parts(room).unpack_from(leaf.data, start)[:count]  # all below 2**32: no shift in Python
     return [value >> _TIME_BITS for value in integers(leaf)]
 

@@ -12,6 +12,7 @@ from bisect import bisect_left
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from mmap import mmap
 from types import TracebackType
 from typing import Literal, Protocol, Self
@@ -37,10 +38,12 @@ _CACHE_BLOCKS = 2048
 _WINDOW_BLOCKS = 256
 _SLOW_SECONDS = 0.0005
 _RECENT_READS = 5
-_RECENT_RUNS = 24
+_RECENT_BLOCKS = 320
+_RECENT_BLOCKS_SLOW = 4096  # more, as more is asked for at once where a read takes long
 _BEFORE, _AFTER = 12, 4  # what one commit wrote lies together, and reading some more in the same call costs little
 _BLOCK_SECONDS = 0.00003  # what a block more may take without the device being called slow for it
 _DEPTH = 16
+_ALONE_EVERY = 4  # a read among others tells nothing of the disk: on a busy machine it waits for them
 
 _WRITES_DONE = 4
 """Field of a block device's `stat` in sysfs (the kernel's Documentation/block/stat.rst)."""
@@ -191,9 +194,10 @@ class ReadCounters:
 class BlockReader:
     """Blocks through a bounded cache, with read-ahead that suits the disk.
 
-    Blocks that lie close together are read in one call. Where the last few reads mostly took longer than half a
-    millisecond, not counting what their size takes, read-ahead keeps up to 16 calls under way at once; on a faster
-    device threads would only cost.
+    Blocks that lie close together are read in one call. Where all but one of the last five reads that were timed took
+    longer than half a millisecond, not counting what their size takes, read-ahead keeps up to 16 calls under way at
+    once. On a faster device threads would only cost, and on a busy machine some reads take long on any. Some reads are
+    still made alone, to see whether that goes on.
     """
 
     def __init__(
@@ -218,10 +222,12 @@ class BlockReader:
         self._window_blocks = window_blocks
         self._clock = clock
         self._latencies: deque[float] = deque(maxlen=_RECENT_READS)
-        self._recent: deque[tuple[int, memoryview]] = deque(maxlen=_RECENT_RUNS)
+        self._recent: deque[tuple[int, memoryview]] = deque()
+        self._recent_blocks: dict[int, tuple[int, memoryview]] = {}
         self._reads = 0
         self._blocks_read = 0
         self._executor: ThreadPoolExecutor | None = None
+        self._together = 0
 
     @property
     def blocks(self) -> int:
@@ -237,7 +243,7 @@ class BlockReader:
     def depth(self) -> int:
         """How many reads read-ahead keeps under way, by the latency measured so far."""
         recent = sorted(self._latencies)
-        return _DEPTH if recent and recent[len(recent) // 2] > _SLOW_SECONDS else 1
+        return _DEPTH if recent and recent[min(1, len(recent) - 1)] > _SLOW_SECONDS else 1
 
     @property
     def window(self) -> int:
@@ -306,18 +312,19 @@ class BlockReader:
     def stream(self, blocks: Iterable[int]) -> Iterator[tuple[int, memoryview]]:
         """Each of some blocks once with its bytes, in no certain order, for those that are not needed for long.
 
-        What is read stays at hand as the last few runs only, with what lies around, so that memory is soon used again.
+        What is read stays at hand for a short while only, with what lies around it, so that memory is soon used again.
 
         Raises:
             PoolFailed: one lies outside the device, or cannot be read.
         """
         missing = []
         for block in sorted(set(blocks)):
-            data = self._recently_read(block)
-            if data is None:
+            run = self._recent_blocks.get(block)
+            if run is None:
                 missing.append(block)
             else:
-                yield block, data
+                at = (block - run[0]) * BLOCK_SIZE
+                yield block, run[1][at : at + BLOCK_SIZE]
         runs = self._runs_around(missing)
         for first in range(0, len(runs), _DEPTH):
             some = runs[first : first + _DEPTH]
@@ -327,37 +334,50 @@ class BlockReader:
                     continue
                 self._account(result[1], count)
                 data = memoryview(result[0])
-                self._recent.append((start, data))
+                self._remember(start, data)
                 for block in wanted:
                     at = (block - start) * BLOCK_SIZE
                     yield block, data[at : at + BLOCK_SIZE]
 
-    def _recently_read(self, block: int) -> memoryview | None:
-        for start, data in reversed(self._recent):
-            at = (block - start) * BLOCK_SIZE
-            if 0 <= at < len(data):
-                return data[at : at + BLOCK_SIZE]
-        return None
+    def _remember(self, start: int, data: memoryview) -> None:
+        count = len(data) // BLOCK_SIZE
+        run = (start, data)
+        self._recent.append(run)
+        self._recent_blocks.update(dict.fromkeys(range(start, start + count), run))
+        kept = _RECENT_BLOCKS if self.depth == 1 else _RECENT_BLOCKS_SLOW
+        while len(self._recent_blocks) > kept:
+            start, data = run = self._recent.popleft()
+            for block in range(start, start + len(data) // BLOCK_SIZE):
+                if self._recent_blocks.get(block) is run:
+                    del self._recent_blocks[block]
 
     def _runs_around(self, blocks: Sequence[int]) -> list[tuple[int, int, Sequence[int]]]:
-        """Runs that hold sorted blocks, with some of what lies around where a read is fast: (start, count, wanted)."""
-        before, after = (_BEFORE, _AFTER) if self.depth == 1 else (0, 0)
-        runs = []
-        index = 0
-        for start, count in _runs(blocks, _RUN_BLOCKS - before - after) if blocks else ():
+        """Runs that hold sorted blocks, with some of what lies around: (start, count, wanted)."""
+        found = []
+        index, taken = 0, 0
+        runs = _runs(blocks, _RUN_BLOCKS - _BEFORE - _AFTER) if blocks else []
+        for (start, count), following in zip(runs, [*(start for start, _ in runs[1:]), self.blocks], strict=False):
             upto = bisect_left(blocks, start + count, index)
-            low, end = max(0, start - before), min(self.blocks, start + count + after)
-            inside = start >= 0 and start + count <= self.blocks  # else it is for the read to complain about
-            runs.append((low, end - low, blocks[index:upto]) if inside else (start, count, blocks[index:upto]))
-            index = upto
-        return runs
+            low, end = start, start + count
+            if start >= 0 and end <= self.blocks:  # else it is for the read to complain about
+                low, end = max(taken, start - _BEFORE), min(self.blocks, following, end + _AFTER)
+            found.append((low, end - low, blocks[index:upto]))
+            index, taken = upto, end
+        return found
 
-    def _read_runs(self, runs: Sequence[tuple[int, int]]) -> Iterable[tuple[bytes, float] | None]:
+    def _read_runs(self, runs: Sequence[tuple[int, int]]) -> Iterable[tuple[bytes, float | None] | None]:
+        """Read runs, several at once on a slow disk; the first one may tell how long a read takes that is alone."""
         if self.depth == 1 or len(runs) == 1:
-            return map(self._try_read, runs)
+            return chain(map(self._try_read, runs[:1]), map(self._try_unclocked, runs[1:]))
+        self._together += 1
+        if self._together % _ALONE_EVERY == 0:
+            first = self._try_read(runs[0])
+            if first is not None and first[1] - runs[0][1] * _BLOCK_SECONDS <= _SLOW_SECONDS:
+                self._latencies.clear()
+            return chain([first], self._read_runs(runs[1:]) if self._latencies else map(self._try_unclocked, runs[1:]))
         if self._executor is None:
             self._executor = ThreadPoolExecutor(_DEPTH, thread_name_prefix="metadata-read")
-        return self._executor.map(self._try_read, runs)
+        return self._executor.map(self._try_unclocked, runs)
 
     def _try_read(self, run: tuple[int, int]) -> tuple[bytes, float] | None:
         try:
@@ -365,14 +385,21 @@ class BlockReader:
         except PoolFailed:
             return None
 
+    def _try_unclocked(self, run: tuple[int, int]) -> tuple[bytes, None] | None:
+        try:
+            return self._source.read(*run), None
+        except PoolFailed:
+            return None
+
     def _timed_read(self, run: tuple[int, int]) -> tuple[bytes, float]:
         start = self._clock()
         return self._source.read(*run), self._clock() - start
 
-    def _account(self, seconds: float, blocks: int) -> None:
+    def _account(self, seconds: float | None, blocks: int) -> None:
         self._reads += 1
         self._blocks_read += blocks
-        self._latencies.append(seconds - blocks * _BLOCK_SECONDS)
+        if seconds is not None:
+            self._latencies.append(seconds - blocks * _BLOCK_SECONDS)
 
     def _keep(self, block: int, data: bytes) -> None:
         self._cache[block] = data
@@ -386,6 +413,7 @@ class BlockReader:
             self._executor = None
         self._cache.clear()
         self._recent.clear()
+        self._recent_blocks.clear()
         self._source.close()
 
     def __enter__(self) -> Self:

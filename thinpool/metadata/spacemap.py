@@ -77,16 +77,17 @@ class SpaceMap:
         Raises:
             PoolFailed: one lies beyond the device, or the space map is damaged.
         """
-        total = 0
-        for number, part in self._by_page(blocks):
-            page, first = self._page(number), number * COUNTS_PER_BITMAP
-            low, end = part[0] - first, part[-1] - first + 1
-            ones = page.count(1, low, end)
-            if ones == end - low:
-                total += len(part)
-            elif ones:  # where nothing in the range is referenced once, as in an old base, no look at each is needed
-                total += sum(itemgetter(*([block - first for block in part] if first else part))(page))
-        return total
+        return sum(self._count_in_page(number, part) for number, part in self._by_page(blocks))
+
+    def _count_in_page(self, number: int, part: Sequence[int]) -> int:
+        page, first = self._page(number), number * COUNTS_PER_BITMAP
+        low, end = part[0] - first, part[-1] - first + 1
+        ones = page.count(1, low, end)
+        if ones == end - low:
+            return len(part)
+        if not ones:  # nothing in the range is referenced once, as in an old base: no look at each is needed
+            return 0
+        return sum(itemgetter(*([block - first for block in part] if first else part))(page))
 
     def prefetch(self, groups: Iterable[Sequence[int]]) -> None:
         """Read ahead the bitmaps for groups of blocks, where the disk is slow enough for that to pay."""
@@ -104,8 +105,10 @@ class SpaceMap:
         start = 0
         while start < len(ordered):
             number = ordered[start] // COUNTS_PER_BITMAP
-            end = bisect_left(ordered, (number + 1) * COUNTS_PER_BITMAP, start)
-            yield number, ordered[start:end]
+            end = len(ordered)
+            if ordered[-1] >= (number + 1) * COUNTS_PER_BITMAP:
+                end = bisect_left(ordered, (number + 1) * COUNTS_PER_BITMAP, start)
+            yield number, ordered[start:end] if start or end < len(ordered) else ordered
             start = end
 
     def _beyond(self, block: int) -> PoolFailed:

@@ -8,6 +8,9 @@ dm-block-manager.c. All integers are little-endian.
 import enum
 import os
 import struct
+from collections.abc import Callable
+from functools import cache
+from typing import cast
 
 import attrs
 
@@ -125,11 +128,16 @@ class Superblock:
         return self.data_block_size_sectors * 512
 
 
-def checksum(block: bytes | memoryview, salt: int) -> int:
+def checksum(block: bytes, salt: int) -> int:
     """The checksum that belongs into the first four bytes of a metadata block of the kind that the salt stands for."""
+    return _crc32c()(memoryview(block)[4:]) ^ 0xFFFFFFFF ^ salt
+
+
+@cache
+def _crc32c() -> Callable[[memoryview], int]:
     from crc32c import crc32c  # noqa: PLC0415 - it looks up its own version, which costs every command
 
-    return int(crc32c(memoryview(block)[4:])) ^ 0xFFFFFFFF ^ salt
+    return cast("Callable[[memoryview], int]", crc32c)
 
 
 def parse_superblock(data: bytes, block: int = 0) -> Superblock:

@@ -225,7 +225,7 @@ class _Sweep:
             else:
                 latest[block] = node
         for block, data in self._reader.stream(missing):
-            found = parse_node(data, block, MAPPING_SIZE)
+            found = parse_node(bytes(data), block, MAPPING_SIZE)
             latest[block] = _Parsed(found.leaf, found.keys, data_blocks(found) if found.leaf else integers(found))
         if level > 1:
             for block, low, high, _ in parts:

@@ -8,6 +8,7 @@ import pytest
 
 from tests.unit.metadata.image import BLOCK, Image, MemorySource, Shape
 from thinpool.errors import PoolFailed
+from thinpool.metadata.books import Books
 from thinpool.metadata.btree import NodeReader
 from thinpool.metadata.mappings import mapping_difference
 from thinpool.metadata.reader import BlockReader, DirectFile
@@ -198,3 +199,72 @@ def test_a_difference_reads_what_differs_and_not_what_is_mapped() -> None:
         ]
         assert sum(source.reads.values()) < len(image.written) // 4
         assert reader.counters.reads <= most
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.02])
+def test_a_stream_gives_each_block_once_and_reads_in_runs(seconds: float) -> None:
+    clock = Clock()
+    source = numbered(2000)
+    reader = BlockReader(source, clock=clock)
+    clock.step = seconds
+    for block in range(5):
+        reader.read(block)
+    source.reads.clear()
+    wanted = [7, 1999, 3, 7, 40, 41, *range(500, 700), 1000, 1900]
+    found = {block: bytes(data) for block, data in reader.stream(wanted)}
+    assert found == {block: block.to_bytes(8, "little") * 512 for block in wanted}
+    assert source.calls < 5 + 12
+    assert {source.reads[block] for block in wanted} == {1}
+    list(reader.stream([1999, 1900]))
+    assert source.reads[1999] == source.reads[1900] == 1  # still at hand
+    reader.close()
+
+
+@pytest.mark.parametrize("block", [-1, 64, 2**63])
+def test_a_stream_of_what_lies_outside_is_an_error(block: int) -> None:
+    with pytest.raises(PoolFailed, match="outside"):
+        list(BlockReader(numbered(64)).stream([5, block]))
+
+
+def test_a_bad_block_beside_what_is_wanted_does_not_matter() -> None:
+    class Bad(MemorySource):
+        def read(self, block: int, count: int = 1) -> bytes:
+            if block <= 9 < block + count:
+                raise PoolFailed("metadata block 9 cannot be read")
+            return super().read(block, count)
+
+    reader = BlockReader(Bad(numbered(64).data, 64))
+    assert [block for block, _ in reader.stream([10, 12])] == [10, 12]
+    with pytest.raises(PoolFailed, match="block 9 cannot be read"):
+        list(reader.stream([10, 9]))
+
+
+def test_usage_of_a_chain_reads_no_node_twice() -> None:
+    """Layers on one image, each with a change: what they share is not read at all, the rest once."""
+    image = Image(blocks=8192)
+    devices = {0: {block: block for block in range(0, 12_000, 2)}}
+    for layer in range(1, 60):
+        devices[layer] = {**devices[layer - 1], layer * 150: 100_000 + layer, layer * 150 + 2: 200_000 + layer}
+    source = image.finish(image.devices(devices, {}, Shape(50, 50)))
+    nodes = len(image.written)
+    for _ in range(2):
+        source.reads.clear()
+        with Books(source) as books:
+            found = books.layers([(layer, layer - 1 if layer else None) for layer in devices])
+        assert [usage.own_blocks for usage in found.values()] == [0] + [2] * 59
+        assert source.calls < nodes // 4
+
+
+def test_a_disk_that_is_slow_no_more_is_found_out() -> None:
+    clock = Clock()
+    reader = BlockReader(numbered(4000), clock=clock)
+    clock.step = 0.02
+    for block in range(5):
+        reader.read(block)
+    assert reader.depth > 1
+    list(reader.stream(range(100, 2000, 40)))
+    assert reader.depth > 1
+    clock.step = 0.0
+    list(reader.stream(range(2000, 4000, 40)))
+    assert reader.depth == 1
+    reader.close()
