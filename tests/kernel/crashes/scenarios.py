@@ -201,6 +201,14 @@ def grown_wholly(place: Place) -> Model:
     return work(place)
 
 
+def activated_anew(place: Place) -> Model:
+    """The pool has the options on record, which one that was killed before may have left with others."""
+    with Store.open(place.store.root) as store:
+        store.down()
+        store.up()
+    return work(place)
+
+
 def is_down(place: Place) -> Model:
     model = work(place)
     place.store.down()
@@ -419,7 +427,7 @@ SCENARIOS = (
         more_files("vol", "ran"), ran_partly,
     ),
     Scenario("grow", "grow", grown_wholly, _grow, same, drivers=DM),
-    Scenario("options", "open", work, _change_options, same, drivers=DM),
+    Scenario("options", "open", activated_anew, _change_options, same, drivers=DM),
     Scenario("up", "up", is_down, lambda place: place.store.up(), same),
     Scenario("down", "down", mounted, lambda place: place.store.down(), same),
 )  # fmt: skip
