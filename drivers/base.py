@@ -231,10 +231,11 @@ class Deferring(Protocol):
     """A driver whose kernel objects go by themselves when their last user lets go."""
 
     def defers(self, handle: int) -> bool:
-        """Whether storage that is in use will be let go so, and whoever uses it is not hindered if its layer goes.
+        """Whether storage that is in use will be let go so, and nobody is hindered if its layer goes.
 
-        Only what others have mounted counts as such a use, or files of a mount that is gone; not a block device that
-        somebody has open.
+        That is so where others have a mount of it, as by a copy of their mount namespace, and nobody has a file of it
+        open or works in it; and where it is detached from all directories, whoever still works in it. It is not so
+        where somebody works in a mount of it, or has it open as a block device.
         """
 
     def down_later(self) -> None:

@@ -48,8 +48,8 @@ from thinpool.units import format_size
 _BEGUN = "pool-begun"
 _IDENTITY = "pool"
 _PAGE = 4096
+_AT_WORK = {Why.CWD, Why.ROOT, Why.FILE, Why.PROGRAM, Why.MAPPED}
 _LATER = "the pool stays active until they let go; thinpool down --lazy lets it go with them"
-_MOUNTED = {Why.MOUNT, Why.CWD, Why.ROOT, Why.FILE, Why.PROGRAM, Why.MAPPED}
 _FOREIGN_FIRST = 1 << 22
 _FOREIGN_LAST = 15 << 20
 
@@ -227,7 +227,7 @@ class Devicemapper:
         return self._thins.users(handle)
 
     def defers(self, handle: int) -> bool:
-        """Whether it is mounted, and nothing else, and goes by itself."""
+        """Whether it is mounted elsewhere and nobody works in it, or detached everywhere, and goes by itself."""
         options = self._pool.options
         if not options.use_deferred_removal or not options.use_deferred_deletion:
             return False
@@ -235,7 +235,8 @@ class Devicemapper:
         if info is None:
             return True
         with suppress(FileNotFoundError):  # gone just now
-            return is_claimed(device_path(info)) and all(holder.why in _MOUNTED for holder in self.users(handle))
+            ways = {holder.why for holder in self.users(handle)}
+            return is_claimed(device_path(info)) and (ways <= {Why.MOUNT} or ways <= _AT_WORK)
         return True
 
     def grow(self, *, data: int | None = None, metadata: int | None = None) -> None:

@@ -281,6 +281,28 @@ def test_a_layer_that_others_have_a_copy_of_is_removed(
     wait_until_gone(store, ids)
 
 
+def test_a_copy_that_somebody_works_in_keeps_its_layer(store: Store, place: Path) -> None:
+    """As the root file system of a container that has a mount namespace of its own."""
+    store.prepare("work")
+    mount = store.mount("work", place)
+    (mount.target / "file").write_text("x")
+    with somebody(f"cd {place}", "unshare", "--mount", "--propagation", "private") as process:
+        store.unmount("work")
+        with pytest.raises(LayerInUse, match=rf"pid {process.pid} \(sh\): working directory"):
+            store.remove("work")
+        assert [layer.name for layer in store.walk()] == ["work"]
+    remove_when_free(store, "work")
+
+
+def remove_when_free(store: Store, name: str) -> None:
+    """The kernel ends a namespace when its process is gone already."""
+    removed = False
+    while not removed:
+        with suppress(LayerInUse):
+            store.remove(name)
+            removed = True
+
+
 def wait_until_gone(store: Store, ids: set[int]) -> None:
     """Every removal looks after those before it; the kernel ends a namespace when its process is gone already."""
     while ids & thin_ids(store):
@@ -297,11 +319,7 @@ def test_where_nothing_is_deferred_the_copy_is_named(store: Store, place: Path, 
                 again.remove("work")
             with again.mount("work") as root:
                 assert (root / "file").exists()
-        removed = False
-        while not removed:  # as above
-            with suppress(LayerInUse):
-                again.remove("work")
-                removed = True
+        remove_when_free(again, "work")
 
 
 def test_a_block_device_that_somebody_has_is_never_removed(store: Store) -> None:
