@@ -156,9 +156,8 @@ def _look(store: Store) -> None:
     store.update_labels("next", {"next": "next"})
     assert store.usage("next").referenced
     if isinstance(store._session.driver, Growable):
-        pool = store.info().pool
-        assert pool is not None
-        store.grow(data=pool.data_total, metadata=pool.metadata_total)
+        data, metadata = ((store.root / "devicemapper" / name).stat().st_size for name in ("data", "metadata"))
+        store.grow(data=data, metadata=metadata)
 
 
 Next = Callable[[Store], None]

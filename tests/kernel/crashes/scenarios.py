@@ -24,7 +24,7 @@ from thinpool.model import Volume
 from thinpool.units import GIB, MIB
 
 LOOKS = frozenset({
-    "close", "info", "stat", "layer_of", "walk", "usages", "mounts", "mounted",
+    "check", "close", "exclusive", "info", "stat", "layer_of", "walk", "usages", "mounts", "mounted",
 })  # fmt: skip
 """What of `Store` changes nothing, however it is called."""
 
@@ -198,6 +198,12 @@ def grown_wholly(place: Place) -> Model:
     """The pool has all of its files, which one that was killed before may have left larger."""
     folder = place.store.root / "devicemapper"
     place.store.grow(data=(folder / "data").stat().st_size, metadata=(folder / "metadata").stat().st_size)
+    return work(place)
+
+
+def half_done(place: Place) -> Model:
+    """There is something to mend."""
+    (place.store.root / "mnt/70001-left").mkdir(exist_ok=True)
     return work(place)
 
 
@@ -429,5 +435,6 @@ SCENARIOS = (
     Scenario("grow", "grow", grown_wholly, _grow, same, drivers=DM),
     Scenario("options", "open", activated_anew, _change_options, same, drivers=DM),
     Scenario("up", "up", is_down, lambda place: place.store.up(), same),
+    Scenario("recover", "recover", half_done, lambda place: place.store.recover(), same),
     Scenario("down", "down", mounted, lambda place: place.store.down(), same),
 )  # fmt: skip
