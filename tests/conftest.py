@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import json
 import os
+import signal
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -36,6 +37,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    for signum in (signal.SIGINT, signal.SIGQUIT):  # a shell lets what it runs in the background ignore them
+        if signal.getsignal(signum) is signal.SIG_IGN:
+            signal.signal(signum, signal.default_int_handler if signum == signal.SIGINT else signal.SIG_DFL)
     # no deadline: how long an example takes says nothing about the code on a shared machine or in the lab
     hypothesis.settings.register_profile("default", deadline=None, print_blob=True)
     hypothesis.settings.register_profile("long", deadline=None, print_blob=True, max_examples=2000)
