@@ -7,7 +7,10 @@ from pathlib import Path
 
 from bench.latency.load import LOAD_BYTES
 
-PER_DIRECTORY = 100
+PER_DIRECTORY = 8
+"""Files in a directory: Debian's /usr has 7.6, and the walks look into every directory."""
+
+_PER_PART = 1_000
 LOAD_FILE = "load"
 """In every tree: the file that fio writes to where the load is inside a layer."""
 _BUSYBOX = Path("/bin/busybox")
@@ -17,11 +20,11 @@ _LARGEST = 5_000
 
 def path_of(number: int) -> str:
     """Where a file of that number is."""
-    return f"usr/part-{number // PER_DIRECTORY:04}/file-{number:06}"
+    return f"usr/part-{number // _PER_PART:03}/sub-{number // PER_DIRECTORY:05}/file-{number:06}"
 
 
 def write_archive(path: Path, files: int) -> None:
-    """Write a tree of small files as a tar: a hundred a directory, up to 5 kB each, one large file, and a busybox."""
+    """Write a tree of small files as a tar: eight a directory, up to 5 kB each, one large file, and a busybox."""
     dice = random.Random(files)
     data = dice.randbytes(1 << 20)
     with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
@@ -30,6 +33,8 @@ def write_archive(path: Path, files: int) -> None:
         _add_file(tar, "bin/busybox", _BUSYBOX.read_bytes(), 0o755)
         _add_file(tar, LOAD_FILE, dice.randbytes(LOAD_BYTES), 0o644)
         for number in range(files):
+            if number % _PER_PART == 0:
+                _add_directory(tar, str(Path(path_of(number)).parent.parent))
             if number % PER_DIRECTORY == 0:
                 _add_directory(tar, str(Path(path_of(number)).parent))
             start = dice.randrange(len(data) - _LARGEST)
