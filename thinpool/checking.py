@@ -36,7 +36,7 @@ def recover(session: Session) -> Recovered:
             with suppress(PoolFailed, PoolFull):  # found again below
                 mark.begin()
                 session.driver.up()
-                recovery.mend(session.state, session.driver, session.locks, session.root.mounts)
+                session.mend()
                 mark.end()
         left = list(_findings(session, mark))
     still = {finding.key for finding in left}

@@ -62,9 +62,13 @@ class Session:
             if self.driver.up() or mark.left_at_work() or again or self.state.unfinished():
                 mark.begin()
                 with suppress(PoolFailed):
-                    recovery.mend(self.state, self.driver, self.locks, self.root.mounts)
+                    self.mend()
                     mark.end()
         self._is_up = True
+
+    def mend(self) -> None:
+        """End what is half done; the caller holds the writer lock."""
+        recovery.mend(self.state, self.driver, self.locks, self.root.mounts)
 
     def lie_down(self) -> None:
         """Forget that the storage is active."""
@@ -75,14 +79,14 @@ class Session:
         """Hold the writer lock; `begin` on its mark comes before the first change that one transaction cannot hold."""
         with self.locks.writer() as mark:
             if mark.left_at_work():
-                recovery.mend(self.state, self.driver, self.locks, self.root.mounts)
+                self.mend()
                 mark.end()
             try:
                 yield mark
             except BaseException:
                 if mark.begun:
                     with suppress(PoolFailed, PoolFull):  # the mark stays, and the first error is the one to tell
-                        recovery.mend(self.state, self.driver, self.locks, self.root.mounts)
+                        self.mend()
                         mark.end()
                 raise
             if mark.begun:

@@ -12,27 +12,15 @@ import pytest
 
 from tests.kernel.cli.conftest import Cli
 from tests.kernel.conformance.layers import fill, text
+from tests.kernel.crashes.dying import killed_at
 from tests.kernel.pool.tools import run
 from tests.kernel.test_store import archive
 from thinpool import Store
-from thinpool.crashpoints import Death, point
 from thinpool.findings import Finding
 
 pytestmark = pytest.mark.kernel
 
 Work = Callable[[Store], object]
-
-
-def killed_at(store: Store, name: str, work: Work) -> None:
-    """Work in a child that dies at a crash point."""
-    child = os.fork()
-    if child == 0:
-        try:
-            point.watch(Death(name))
-            work(store)
-        finally:
-            os._exit(1)
-    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL, name
 
 
 def kinds(store: Store) -> list[str]:
@@ -142,7 +130,7 @@ def test_an_import_that_is_going_on_is_nothing_wrong(store: Store) -> None:
 )
 def test_what_a_process_that_died_left_is_found_and_mended(store: Store, where: str, kind: str, work: Work) -> None:
     fill(store, "base", text("f"))
-    killed_at(store, where, work)
+    killed_at(where, lambda: work(store))
     mended(store, kind)
     store.prepare("again", None)
     if kind != "half-removed":

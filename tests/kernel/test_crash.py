@@ -5,13 +5,13 @@ import os
 import random
 import select
 import signal
-import tarfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import pytest
 
+from tests.kernel.crashes.scenarios import archive
 from thinpool import Kind, Store
 from thinpool.metadata import Books
 
@@ -39,7 +39,7 @@ def workload(root: str, seed: int, out: int) -> None:
                 store.commit(f"{name}.done", name)
             say(f"committed {name}.done" if f"{name}.done" in {layer.name for layer in store.walk()} else "")
             if dice.random() < 0.3:
-                store.import_layer(f"{name}.tar", io.BytesIO(_archive(name)))
+                store.import_layer(f"{name}.tar", io.BytesIO(archive(name)))
                 say(f"imported {name}.tar")
             leaves = {layer.name for layer in store.walk()} - {layer.parent for layer in store.walk()}
             if len(leaves) > 6:
@@ -47,15 +47,6 @@ def workload(root: str, seed: int, out: int) -> None:
                 say(f"removing {gone}")
                 store.remove(gone)
                 say(f"removed {gone}")
-
-
-def _archive(name: str) -> bytes:
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w") as tar:
-        member = tarfile.TarInfo(name)
-        member.size = len(name)
-        tar.addfile(member, io.BytesIO(name.encode()))
-    return out.getvalue()
 
 
 def expected(lines: list[str]) -> tuple[set[str], set[str]]:

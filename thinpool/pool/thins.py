@@ -154,20 +154,21 @@ class ThinDevices:
 
     def active(self) -> list[int]:
         """The thin devices that are active, by number."""
-        start = f"{self._prefix}-"
-        return [
-            int(tail)
-            for entry in self._control.devices()
-            if (tail := entry.name.removeprefix(start)) != entry.name
-            and tail.isdigit()
-            and entry.uuid in {None, self.uuid(int(tail))}  # None: a kernel that lists no uuids
-        ]
+        uuids = self._named()
+        return [number for number, uuid in uuids.items() if uuid in {None, self.uuid(number)}]
 
     def named(self) -> list[int]:
         """The numbers of all devices that have a name of ours, whoever made them."""
+        return list(self._named())
+
+    def _named(self) -> dict[int, str | None]:
+        """The uuids of those devices, by number; None from a kernel that lists no uuids."""
         start = f"{self._prefix}-"
-        tails = (entry.name.removeprefix(start) for entry in self._control.devices() if entry.name.startswith(start))
-        return [int(tail) for tail in tails if tail.isdecimal()]
+        return {
+            int(tail): entry.uuid
+            for entry in self._control.devices()
+            if (tail := entry.name.removeprefix(start)) != entry.name and tail.isdecimal()
+        }
 
     def is_active(self, thin_id: int) -> bool:
         """Whether a thin device is active, or begun to be."""

@@ -1,30 +1,16 @@
 """A store in order is found to be so, and what a process that died left is found, and mended, with every driver."""
 
-import os
-import signal
 from collections.abc import Callable
 
 import pytest
 
 from tests.kernel.conformance.layers import Everything, fill, names_in, text
+from tests.kernel.crashes.dying import killed_at
 from tests.kernel.test_store import archive
 from thinpool import Store
-from thinpool.crashpoints import Death, point
 from thinpool.drivers.base import Checking
 
 pytestmark = pytest.mark.kernel(device_mapper=False)
-
-
-def killed_at(name: str, work: Callable[[], object]) -> None:
-    """Work in a child that dies at a crash point."""
-    child = os.fork()
-    if child == 0:
-        try:
-            point.watch(Death(name))
-            work()
-        finally:
-            os._exit(1)
-    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL, name
 
 
 def test_a_store_in_use_is_in_order(store: Store) -> None:
